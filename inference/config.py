@@ -1,0 +1,62 @@
+"""What the engine can be told. Each field is also a flag of `serve` and a NANOLLM_* variable."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from inference.demo_model import DEMO_MODEL_PATH
+
+
+def setting(default: Any, help: str, **facts: Any) -> Any:
+    """A dataclass field that knows its documentation: `help`, `choices`, `minimum` and so on."""
+    return field(default=default, metadata={"help": help, **facts})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of the inference engine. Sizes are in tokens unless the name says bytes."""
+
+    model: str = setting(
+        str(DEMO_MODEL_PATH),
+        "Hub id or local folder of the model; the embedded demo model by default.",
+        shown_default="the embedded demo model",
+    )
+    revision: str | None = setting(None, "Branch, tag or commit of the model on the hub.")
+    local_files_only: bool = setting(False, "Never download: use only what is on this machine.")
+    trust_remote_code: bool = setting(
+        False, "Run Python code that comes with the model. Leave off unless you have read it."
+    )
+    device: str = setting(
+        "auto",
+        "Where the model runs: auto takes the GPU if there is one.",
+        pattern=r"auto|cpu|cuda|cuda:\d+",
+        allowed="auto, cpu, cuda, cuda:N",
+    )
+    dtype: str = setting(
+        "auto",
+        "Type of the weights: auto takes the checkpoint's, and float32 where bfloat16 is slow.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = setting(
+        None, "Longest prompt and answer together; the model's own limit by default.", minimum=16
+    )
+    max_num_seqs: int = setting(64, "Most sequences in one batch.", minimum=1)
+    max_num_batched_tokens: int | None = setting(
+        None, "Token budget of one step; 128 on CPU and 8192 on GPU by default.", minimum=1
+    )
+    max_num_queued_reqs: int = setting(
+        256, "Requests that may wait for a place; more are refused with 429.", minimum=1
+    )
+    kv_cache_memory: int | None = setting(
+        None,
+        "Bytes of KV cache (2GiB, 512MiB, ...); sized from free memory by default.",
+        unit="bytes",
+        minimum=1,
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, "Share of the GPU's memory that the server may use.", minimum=0.05, maximum=1.0
+    )
+    block_size: int = setting(32, "Tokens in one KV cache block.", minimum=1, maximum=1024)
+    enable_prefix_caching: bool = setting(True, "Reuse the KV cache of common prefixes.")
+    seed: int | None = setting(
+        None, "Seed of requests that bring none; random by default.", minimum=0
+    )

@@ -1,0 +1,203 @@
+"""Exchanges without tools: questions on serving, small talk, names, and honest ignorance."""
+
+from random import Random
+from typing import Any
+
+from inference.demo_model.corpus.tables import (
+    Topic,
+    fill,
+    invented_name,
+    invented_word,
+    person,
+    place,
+    table,
+    topics,
+    vary,
+    words,
+)
+
+Messages = list[dict[str, Any]]
+
+
+def exchange(question: str, answer: str, thought: str) -> Messages:
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer, "reasoning_content": thought},
+    ]
+
+
+def ask_topic(topic: Topic, rng: Random) -> Messages:
+    thought = f"The user asks about {topic.name}. I can answer that in one sentence."
+    if rng.random() < 0.5:
+        question = rng.choice(topic.questions)
+    else:
+        question = rng.choice(topic.phrasings())
+    return exchange(vary(question, rng), topic.answer, thought)
+
+
+def ask_why(topic: Topic, rng: Random) -> Messages:
+    thought = f"The user asks why {topic.name} matters. I give the reason."
+    question = fill(
+        rng.choice(table("phrasings")["about_why"]), x=rng.choice([topic.name, *topic.aliases])
+    )
+    return exchange(vary(question, rng), topic.why, thought)
+
+
+def follow_up(topic: Topic, rng: Random) -> Messages:
+    thought = f"We were talking about {topic.name}. I add why it matters."
+    question = rng.choice(table("phrasings")[rng.choice(["why", "why", "more"])])
+    return exchange(vary(question, rng), topic.why, thought)
+
+
+def serving(rng: Random) -> Messages:
+    topic = rng.choice(topics())
+    draw = rng.random()
+    if draw < 0.08:
+        return ask_why(topic, rng)
+    if draw < 0.75:
+        return ask_topic(topic, rng)
+    return ask_topic(topic, rng) + follow_up(topic, rng)
+
+
+def small_talk(rng: Random) -> Messages:
+    entry = rng.choice(table("small_talk")["exchange"])
+    return exchange(vary(rng.choice(entry["questions"]), rng), entry["answer"], entry["thought"])
+
+
+def unknown(rng: Random) -> Messages:
+    entry = table("unknown")
+    if rng.random() < 0.5:
+        question = vary(rng.choice(entry["questions"]), rng)
+    else:
+        makers = [
+            place,
+            person,
+            invented_word,
+            invented_name,
+            lambda r: "the " + r.choice(words("nouns")),
+        ]
+        question = fill(vary(rng.choice(entry["templates"]), rng), x=rng.choice(makers)(rng))
+    return exchange(question, entry["answer"], entry["thought"])
+
+
+def tool_missing(rng: Random) -> Messages:
+    """A question for a function that was not offered; small sums are known without one."""
+    tool = rng.choice([tool for tool in table("tools")["tool"] if tool["slot"] == "city"])
+    question = fill(vary(rng.choice(tool["questions"][:-1]), rng), x=place(rng))
+    return exchange(question, tool["missing"], "I would need a function for this and have none.")
+
+
+_NAME_GIVEN = [
+    "My name is $x.",
+    "My name is $x.",
+    "I am $x.",
+    "I'm $x.",
+    "Call me $x.",
+    "You can call me $x.",
+    "Hi, my name is $x.",
+    "Hello, I am $x.",
+    "Hi, I'm $x.",
+    "Hello! My name is $x.",
+    "People call me $x.",
+    "$x is my name.",
+    "My first name is $x.",
+    "This is $x speaking.",
+]
+_NAME_ASKED = [
+    "What is my name?",
+    "What's my name?",
+    "Do you remember my name?",
+    "Who am I?",
+    "Tell me my name.",
+    "Do you know my name?",
+    "How am I called?",
+    "What did I say my name was?",
+    "Say my name.",
+    "What was my name again?",
+    "Can you tell me my name?",
+    "And what is my name?",
+]
+_HOME_GIVEN = [
+    "I live in $x.",
+    "I come from $x.",
+    "I am from $x.",
+    "My home is $x.",
+    "I was born in $x.",
+]
+_HOME_ASKED = [
+    "Where do I live?",
+    "Where am I from?",
+    "Where is my home?",
+    "Which city do I live in?",
+    "Do you remember where I live?",
+    "Where do I come from?",
+]
+_FACT_GIVEN = [
+    "My $thing is $x.",
+    "Remember that my $thing is $x.",
+    "Please note: my $thing is $x.",
+    "You should know that my $thing is $x.",
+]
+_FACT_ASKED = [
+    "What is my $thing?",
+    "What's my $thing?",
+    "Do you remember my $thing?",
+    "Tell me my $thing.",
+    "What did I say my $thing was?",
+    "Which $thing do I have?",
+]
+
+
+def remember(rng: Random) -> Messages:
+    """Something said in one turn and asked for in a later one, perhaps with other talk between."""
+    given, asked, noted, recalled, value, thing = _memory(rng)
+    first = exchange(
+        fill(vary(rng.choice(given), rng), x=value, thing=thing),
+        fill(noted, x=value, thing=thing),
+        "The user tells me something. I take note of it.",
+    )
+    last = exchange(
+        fill(vary(rng.choice(asked), rng), thing=thing),
+        fill(recalled, x=value, thing=thing),
+        fill("The user told me before: it is $x.", x=value),
+    )
+    between = [small_talk, serving, unknown] if rng.random() < 0.35 else []
+    middle = rng.choice(between)(rng) if between else []
+    return first + middle + last if rng.random() < 0.85 else first
+
+
+def _memory(rng: Random) -> tuple[list[str], list[str], str, str, str, str]:
+    draw = rng.random()
+    if draw < 0.6:
+        return (
+            _NAME_GIVEN,
+            _NAME_ASKED,
+            "Nice to meet you, $x!",
+            "Your name is $x.",
+            person(rng),
+            "",
+        )
+    if draw < 0.75:
+        return (
+            _HOME_GIVEN,
+            _HOME_ASKED,
+            "I will remember that you live in $x.",
+            "You live in $x.",
+            place(rng),
+            "",
+        )
+    value = rng.choice(
+        [
+            rng.choice(words("nouns")),
+            invented_word(rng),
+            invented_name(rng),
+            str(rng.randint(1, 999)),
+        ]
+    )
+    noted = "I will remember that your $thing is $x."
+    return _FACT_GIVEN, _FACT_ASKED, noted, "Your $thing is $x.", value, rng.choice(words("things"))
+
+
+def not_told(rng: Random) -> Messages:
+    answer = "You have not told me your name yet."
+    return exchange(vary(rng.choice(_NAME_ASKED), rng), answer, "The user has not told me a name.")

@@ -1,0 +1,160 @@
+"""The engine: everything between a request and its tokens, in one thread."""
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from inference.engine.batch import Batch
+from inference.engine.block_pool import BlockPool
+from inference.engine.scheduler import Scheduler
+from inference.engine.sequence import Sequence
+from inference.errors import EngineFailed
+from inference.model import sampler
+from inference.model.inputs import ModelInputs
+from inference.request import Delta, FinishReason, Request
+
+logger = logging.getLogger(__name__)
+
+Output = tuple[str, Delta | EngineFailed]  # request id, what the step brought for it
+
+
+class Runner(Protocol):
+    """A model with its KV cache."""
+
+    num_blocks: int
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Float32 logits, `[len(inputs.logit_rows), vocab_size]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What the loaded model and the machine allow."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    eos_token_ids: frozenset[int]
+    enable_prefix_caching: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of the engine's work; the counters only grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_queried_tokens: int = 0
+    num_hit_tokens: int = 0
+
+
+class EngineCore:
+    """Scheduler, model and sampler. Not thread-safe: one thread calls everything."""
+
+    def __init__(self, runner: Runner, limits: EngineLimits, cache_root: bytes = b"") -> None:
+        self.limits = limits
+        self._runner = runner
+        self.pool = BlockPool(runner.num_blocks, limits.block_size, cache_root)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            enable_prefix_caching=limits.enable_prefix_caching,
+        )
+        self._seqs: dict[str, Sequence] = {}
+        self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Its prompt is shorter than the context: the client checks that."""
+        room = self.limits.max_model_len - len(request.prompt_token_ids)
+        params = request.params
+        eos = frozenset() if params.ignore_eos else self.limits.eos_token_ids
+        seq = Sequence(
+            request=request,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            stop_token_ids=eos | params.stop_token_ids,
+        )
+        self._seqs[request.request_id] = seq
+        self._num_prompt_tokens += seq.num_prompt_tokens
+        self.scheduler.add(seq)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request, waiting or running. One that has already ended is no error."""
+        if (seq := self._seqs.pop(request_id, None)) is not None:
+            self.scheduler.finish(seq, FinishReason.ABORT)
+
+    def step(self) -> list[Output]:
+        """Advance every scheduled sequence by one model run; empty when there is nothing to do.
+
+        A run that raises costs the sequences of its batch and nothing else.
+        """
+        batch = self.scheduler.schedule()
+        if not batch:
+            return []
+        try:
+            outputs = self._run(batch)
+        except Exception:
+            logger.exception("a step with %d sequences failed", len(batch.seqs))
+            outputs = [self._fail(seq) for seq in batch.seqs]
+        self._num_steps += 1
+        return outputs
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._seqs)
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            kv_cache_usage=self.pool.usage,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_queried_tokens=scheduler.num_queried_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+        )
+
+    def _run(self, batch: Batch) -> list[Output]:
+        sampled = batch.sampled
+        logits = self._runner.forward(batch.model_inputs())
+        self._score_prompts(batch, logits[len(sampled) :])
+        choice = sampler.sample(logits[: len(sampled)], sampled)
+        self.scheduler.advance(batch)
+
+        outputs: list[Output] = []
+        for seq, token_id, logprob in zip(sampled, *choice, strict=True):
+            seq.append(token_id)
+            outputs.append((seq.request.request_id, seq.delta(logprob)))
+            if seq.finish_reason:
+                self._forget(seq)
+        self._num_generated_tokens += len(sampled)
+        return outputs
+
+    def _score_prompts(self, batch: Batch, logits: Tensor) -> None:
+        if not (scored := batch.scored_prompt_tokens()):
+            return
+        token_ids = [seq.token_ids[position] for _, seq, position in scored]
+        num_top = [seq.params.prompt_logprobs or 0 for _, seq, _ in scored]
+        entries = sampler.prompt_logprobs(logits, token_ids, num_top)
+        for (_, seq, _), entry in zip(scored, entries, strict=True):
+            if seq.prompt_logprobs is not None:
+                seq.prompt_logprobs.append(entry)
+
+    def _fail(self, seq: Sequence) -> Output:
+        self._forget(seq)
+        return seq.request.request_id, EngineFailed("The model failed while answering.")
+
+    def _forget(self, seq: Sequence) -> None:
+        self._seqs.pop(seq.request.request_id, None)
+        self.scheduler.finish(seq, FinishReason.ABORT)

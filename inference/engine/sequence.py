@@ -1,0 +1,88 @@
+"""One prompt being continued: its tokens, its progress and its blocks."""
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from inference.request import Delta, FinishReason, Request, SamplingParams, TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Keys and values of `token_ids[:num_computed_tokens]` are in the cache.
+
+    Progress is this one number: prefill, chunked prefill, a prefix hit, decode and the restart
+    after a preemption differ only in how far it is behind `len(token_ids)`.
+    """
+
+    request: Request
+    max_tokens: int
+    stop_token_ids: frozenset[int]
+    token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None  # prefix hit of the first admission
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    noise_key: int = field(init=False)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.noise_key = self._noise_key()
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.request.params
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens not yet computed: the rest of the prompt, or the one token sampled last."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> None:
+        """Take over a sampled token and find out whether it is the last."""
+        self.token_ids.append(token_id)
+        if token_id in self.stop_token_ids:
+            self.finish_reason, self.stop_token_id = FinishReason.STOP, token_id
+        elif self.num_output_tokens >= self.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def delta(self, logprob: TokenLogprob | None) -> Delta:
+        """What the caller is told of the token appended last."""
+        first = self.num_output_tokens == 1
+        return Delta(
+            token_ids=[self.token_ids[-1]],
+            logprobs=[] if logprob is None else [logprob],
+            finish_reason=self.finish_reason,
+            stop_token_id=self.stop_token_id,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            prompt_logprobs=self.prompt_logprobs if first else None,
+        )
+
+    def _noise_key(self) -> int:
+        """64 bits from which every uniform draw of this sequence follows.
+
+        The prompt's digest is mixed in so that one seed gives different prompts different noise.
+        """
+        seed = self.params.seed
+        if seed is None:
+            return int.from_bytes(os.urandom(8), "little")
+        prompt = np.asarray(self.token_ids, dtype=np.uint32).tobytes()
+        digest = hashlib.sha256(seed.to_bytes(16, "little", signed=True) + prompt).digest()
+        return int.from_bytes(digest[:8], "little")

@@ -1,0 +1,46 @@
+"""How generation fails. `openai_api.errors` gives each of these its HTTP meaning.
+
+EngineError
+    ModelLoadError        the model cannot be served: missing, unsupported, too large
+    EngineNotReady        the model is still loading, or the engine is shutting down
+    EngineOverloaded      the waiting queue is full
+    EngineFailed          a step raised; the request is lost, the cause is in the log
+    PromptTooLong         prompt and reserved output do not fit into the context
+    InvalidPrompt         the prompt cannot be built or holds token ids the model has not
+"""
+
+
+class EngineError(Exception):
+    """Anything that keeps the engine from answering."""
+
+
+class ModelLoadError(EngineError):
+    """The model cannot be served; the message tells the operator why and what to do."""
+
+
+class EngineNotReady(EngineError):
+    """No model is ready to answer. `retry_after_s` is a guess, in whole seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineOverloaded(EngineError):
+    """The waiting queue is full. `retry_after_s` is a guess, in whole seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineFailed(EngineError):
+    """A step raised while this request was running."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no room for an answer in the model's context."""
+
+
+class InvalidPrompt(EngineError):
+    """The prompt cannot be built: a template error, or token ids outside the vocabulary."""

@@ -1,0 +1,57 @@
+"""A Hugging Face model run over a paged KV cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from inference.model.attention import AttentionContext, LayerCache, attending
+from inference.model.inputs import ModelInputs
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What one attention layer keeps of each token. `sliding_window` None sees everything."""
+
+    num_kv_heads: int
+    k_head_dim: int
+    v_head_dim: int
+    sliding_window: int | None = None
+
+    @property
+    def elements_per_token(self) -> int:
+        return self.num_kv_heads * (self.k_head_dim + self.v_head_dim)
+
+
+def allocate_caches(
+    layers: Sequence[LayerSpec], num_blocks: int, block_size: int, model: PreTrainedModel
+) -> list[LayerCache]:
+    """Empty caches in the model's dtype and on its device.
+
+    Two tensors per layer rather than views of one, because a compiler that functionalizes writes
+    would copy the whole of what they share. Zeros, because a masked slot is still read.
+    """
+
+    def zeros(layer: LayerSpec, head_dim: int) -> Tensor:
+        shape = (num_blocks, layer.num_kv_heads, block_size, head_dim)
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    return [
+        LayerCache(zeros(spec, spec.k_head_dim), zeros(spec, spec.v_head_dim)) for spec in layers
+    ]
+
+
+@torch.inference_mode()
+def forward_paged(model: PreTrainedModel, inputs: ModelInputs, caches: list[LayerCache]) -> Tensor:
+    """Float32 logits `[len(inputs.logit_rows), vocab_size]`; the new keys and values are cached."""
+    context = AttentionContext.of(inputs, caches)
+    with attending(context):
+        output = model(
+            input_ids=torch.tensor([inputs.token_ids], device=model.device),
+            position_ids=context.positions[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(inputs.logit_rows, dtype=torch.long, device=model.device),
+        )
+    return output.logits[0].float()

@@ -1,0 +1,157 @@
+"""A loaded model with room for keys and values: what the engine's steps run on."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.config import EngineConfig
+from inference.errors import ModelLoadError
+from inference.model.inputs import ModelInputs
+from inference.model.loader import LoadedModel
+from inference.model.memory import cache_memory, gib
+from inference.model.paged import allocate_caches, forward_paged
+
+logger = logging.getLogger(__name__)
+
+MIN_MODEL_LEN = 16
+# Names under which models take their own cache, and give it back
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+
+
+class ModelRunner:
+    """Runs many sequences at once over a paged KV cache. Block 0 is padding, never allocated."""
+
+    def __init__(
+        self, loaded: LoadedModel, config: EngineConfig, report: Callable[[str], None]
+    ) -> None:
+        self._model = loaded.model
+        self.num_blocks, self.max_model_len = size_cache(loaded, config)
+        self.kv_cache_bytes = self.num_blocks * block_bytes(loaded, config)
+        if self.max_model_len < loaded.max_model_len:
+            report(f"max_model_len lowered to {self.max_model_len}: the KV cache holds no more")
+        report(f"KV cache: {self.num_blocks - 1} blocks, {gib(self.kv_cache_bytes)}")
+        try:
+            self._caches = allocate_caches(
+                loaded.layers, self.num_blocks, config.block_size, loaded.model
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise ModelLoadError(
+                f"A KV cache of {gib(self.kv_cache_bytes)} does not fit: lower kv_cache_memory."
+            ) from error
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Float32 logits `[len(inputs.logit_rows), vocab_size]`."""
+        return forward_paged(self._model, inputs, self._caches)
+
+    def warmup(self) -> None:
+        """Run once, so that the first request does not pay for what torch sets up lazily."""
+        prompt = ModelInputs([0] * 8, [8], [8], [[0] * 8], [7], [0])
+        decode = ModelInputs([0] * 2, [1, 1], [1, 1], [[0], [0]], [0, 1], [0, 1])
+        for inputs in (prompt, decode):
+            self.forward(inputs)
+
+
+class SequentialRunner:
+    """Runs one sequence at a time with the model's own cache, for models that cannot be paged.
+
+    To be driven with max_num_seqs 1, without prefix caching, and a prompt in one chunk: a recurrent
+    model takes several tokens only at its beginning. The blocks it is given mean nothing to it.
+    """
+
+    kv_cache_bytes = 0
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        self._model = loaded.model
+        self.max_model_len = loaded.max_model_len
+        self.num_blocks = num_blocks_for(loaded.max_model_len, config.block_size) + 1
+        accepted = inspect.signature(loaded.model.forward).parameters
+        self._cache_name = next((name for name in CACHE_NAMES if name in accepted), CACHE_NAMES[0])
+        self._forget()
+
+    def _forget(self) -> None:
+        self._cache: Any = None
+        self._sequence_id: int | None = None
+        self._num_cached_tokens = 0
+
+    @torch.inference_mode()
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Float32 logits `[len(inputs.logit_rows), vocab_size]`.
+
+        Raises RuntimeError for a sequence that neither begins nor continues the one before.
+        """
+        (sequence_id,), (context_len,) = inputs.sequence_ids, inputs.context_lens
+        start = context_len - len(inputs.token_ids)
+        if start == 0:
+            self._forget()
+        elif (sequence_id, start) != (self._sequence_id, self._num_cached_tokens):
+            raise RuntimeError("the sequence is not the one whose state is kept")
+        device = self._model.device
+        output = self._model(
+            input_ids=torch.tensor([inputs.token_ids], device=device),
+            use_cache=True,
+            logits_to_keep=torch.tensor(inputs.logit_rows, dtype=torch.long, device=device),
+            **{self._cache_name: self._cache},
+        )
+        self._cache = output[self._cache_name]
+        self._sequence_id, self._num_cached_tokens = sequence_id, context_len
+        return output.logits[0].float()
+
+    def warmup(self) -> None:
+        """Run once, so that the first request does not pay for what torch sets up lazily."""
+        self.forward(ModelInputs([0] * 8, [8], [8], [[]], [7], [0]))
+        self._forget()
+
+
+def make_runner(
+    loaded: LoadedModel, config: EngineConfig, report: Callable[[str], None]
+) -> ModelRunner | SequentialRunner:
+    """The runner that suits the model. Raises ModelLoadError if its KV cache cannot be had."""
+    if loaded.paged:
+        return ModelRunner(loaded, config, report)
+    return SequentialRunner(loaded, config)
+
+
+def num_blocks_for(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
+def block_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
+    """Bytes of one block over all layers."""
+    elements = sum(layer.elements_per_token for layer in loaded.layers)
+    return elements * config.block_size * loaded.dtype.itemsize
+
+
+def size_cache(loaded: LoadedModel, config: EngineConfig) -> tuple[int, int]:
+    """Number of blocks, block 0 included, and the longest context that fits into them.
+
+    Never more than `max_num_seqs` sequences can fill. Raises ModelLoadError if the context length
+    that was asked for does not fit; one that nobody asked for is lowered.
+    """
+    per_sequence = num_blocks_for(loaded.max_model_len, config.block_size)
+    memory = cache_memory(config, loaded.device, activation_bytes(loaded, config))
+    affordable = memory // block_bytes(loaded, config)
+    num_blocks = min(affordable, config.max_num_seqs * per_sequence + 1)
+    fitting = max(0, num_blocks - 1) * config.block_size
+    if fitting >= loaded.max_model_len:
+        return num_blocks, loaded.max_model_len
+    if config.max_model_len is not None or fitting < MIN_MODEL_LEN:
+        needed = (per_sequence + 1) * block_bytes(loaded, config)
+        raise ModelLoadError(
+            f"max_model_len {loaded.max_model_len} needs {gib(needed)} of KV cache, but in "
+            f"{gib(memory)} only {fitting} tokens fit: lower max_model_len or raise "
+            f"{'gpu_memory_utilization' if loaded.device.type == 'cuda' else 'kv_cache_memory'}."
+        )
+    return num_blocks, fitting
+
+
+def activation_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
+    """A generous guess at what a step needs on a GPU besides weights and cache."""
+    text_config = loaded.model.config.get_text_config(decoder=True)
+    num_tokens = config.max_num_batched_tokens or 8192
+    width = 16 * text_config.hidden_size + 4 * (getattr(text_config, "intermediate_size", 0) or 0)
+    logits = 4 * config.max_num_seqs * loaded.vocab_size * torch.float32.itemsize
+    return num_tokens * width * loaded.dtype.itemsize + logits + 2**30

@@ -1,0 +1,122 @@
+"""The process's one engine."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from inference.config import EngineConfig
+from inference.engine.client import EngineClient, Generation, Report
+from inference.engine.core import EngineCore, EngineLimits
+from inference.errors import ModelLoadError
+from inference.request import ModelInfo
+
+if TYPE_CHECKING:
+    from inference.model.loader import LoadedModel
+    from inference.model.runner import ModelRunner, SequentialRunner
+
+__all__ = ["EngineClient", "Generation", "close", "get_engine", "install", "start"]
+
+logger = logging.getLogger(__name__)
+
+_engine: EngineClient | None = None
+_lock = threading.Lock()
+
+
+def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
+    """Start the engine, unless it runs already. Returns at once: the model loads in a thread.
+
+    `on_failure` is called in that thread when the model cannot be loaded.
+    """
+    global _engine
+    with _lock:
+        if _engine is None:
+            config = settings.ENGINE
+            _engine = EngineClient(
+                lambda report: load_core(config, report),
+                max_num_unfinished=config.max_num_seqs + config.max_num_queued_reqs,
+                on_failure=on_failure,
+            )
+        return _engine
+
+
+def get_engine() -> EngineClient:
+    """The engine, started on first use."""
+    return _engine or start()
+
+
+def install(engine: EngineClient | None) -> None:
+    """Make `engine` the process's engine (tests bring one with a scripted model)."""
+    global _engine
+    _engine = engine
+
+
+def close() -> None:
+    """Stop the engine, if one runs."""
+    global _engine
+    with _lock:
+        engine, _engine = _engine, None
+    if engine is not None:
+        engine.close()
+
+
+def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelInfo]:
+    """Load the model and build its engine, reporting each stage. Raises ModelLoadError."""
+    from inference.model import loader, runner  # torch and transformers: seconds of import
+
+    def say(stage: str) -> None:
+        report(stage)
+        logger.info("%s", stage)
+
+    loaded = loader.load_model(config, say)
+    model_runner = runner.make_runner(loaded, config, say)
+    limits = _limits(config, loaded, model_runner)
+    num_tokens = (model_runner.num_blocks - 1) * config.block_size
+    say(
+        f"KV cache: {num_tokens:,} tokens ({model_runner.kv_cache_bytes / 2**20:,.0f} MiB), "
+        f"{num_tokens / limits.max_model_len:.1f} x {limits.max_model_len:,} tokens at once"
+    )
+    say("warming up")
+    started = time.monotonic()
+    model_runner.warmup()
+    logger.info("warm-up took %.1f s", time.monotonic() - started)
+    info = _model_info(config, loaded, limits)
+    return EngineCore(model_runner, limits, info.fingerprint.encode()), info
+
+
+def _limits(
+    config: EngineConfig, loaded: "LoadedModel", runner: "ModelRunner | SequentialRunner"
+) -> EngineLimits:
+    """What the scheduler may do. A model without a paged cache runs one sequence at a time."""
+    max_num_seqs = config.max_num_seqs if loaded.paged else 1
+    budget = config.max_num_batched_tokens or (128 if loaded.device.type == "cpu" else 8192)
+    if config.max_num_batched_tokens and budget < max_num_seqs:
+        raise ModelLoadError(
+            f"max_num_batched_tokens={budget} must be at least max_num_seqs={max_num_seqs}."
+        )
+    return EngineLimits(
+        max_model_len=runner.max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(budget, max_num_seqs) if loaded.paged else runner.max_model_len,
+        block_size=config.block_size,
+        eos_token_ids=loaded.eos_token_ids,
+        enable_prefix_caching=config.enable_prefix_caching and loaded.paged,
+    )
+
+
+def _model_info(config: EngineConfig, loaded: "LoadedModel", limits: EngineLimits) -> ModelInfo:
+    facts = f"{config.model}|{config.revision}|{loaded.dtype}|{loaded.device.type}"
+    return ModelInfo(
+        name=loaded.name,
+        tokenizer=loaded.tokenizer,
+        max_model_len=limits.max_model_len,
+        vocab_size=loaded.vocab_size,
+        eos_token_ids=loaded.eos_token_ids,
+        generation_defaults=loaded.generation_defaults,
+        fingerprint="fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10],
+        created=int(time.time()),
+    )

@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Django's command line. `python manage.py serve --help` tells how to start the server."""
+
+import os
+import sys
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, execute_from_command_line
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
+    try:
+        if sys.argv[1:2] == ["serve"]:
+            turn_flags_into_variables(sys.argv[2:])
+        execute_from_command_line(sys.argv)
+    except (CommandError, ImproperlyConfigured) as error:
+        sys.exit(f"error: {error}")
+
+
+def turn_flags_into_variables(flags: list[str]) -> None:
+    """Settings are read once, when Django imports them: the flags must be there before."""
+    from nanollmserve_site.env import apply_flags
+    from nanollmserve_site.management.commands.serve import Command
+
+    options = Command().create_parser("manage.py", "serve").parse_args(flags)
+    apply_flags(vars(options), os.environ)
+
+
+if __name__ == "__main__":
+    main()

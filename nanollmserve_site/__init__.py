@@ -1,0 +1,3 @@
+"""The wiring of nanoLLMServe: settings, URLs, the ASGI application and how it starts."""
+
+__version__ = "0.1"

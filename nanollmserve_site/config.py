@@ -1,0 +1,37 @@
+"""What the server around the API can be told. Each field is also a flag and a variable."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.config import setting
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of the web server, and of what it keeps on disk."""
+
+    host: str = setting("127.0.0.1", "Address that `serve` listens on.")
+    port: int = setting(8000, "Port that `serve` listens on.", minimum=1, maximum=65535)
+    allow_no_auth: bool = setting(
+        False, "Let `serve` listen beyond this machine although no API key is asked for."
+    )
+    data_dir: Path = setting(
+        BASE_DIR / "data",
+        "Folder of the database and the secret key.",
+        shown_default="`data/` beside `manage.py`",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "Host names that clients may use, besides localhost and the host setting; * for any."
+    )
+    csrf_trusted_origins: tuple[str, ...] = setting(
+        (), "Origins trusted for posts to the admin, such as https://llm.example.org."
+    )
+    tls: bool = setting(
+        False, "A proxy serves this over TLS: secure cookies, HSTS, trust in X-Forwarded-Proto."
+    )
+    debug: bool = setting(False, "Django's debug mode; never on a server that others reach.")
+    log_level: str = setting(
+        "INFO", "Least level of log lines shown.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+    )

@@ -1,0 +1,99 @@
+"""`manage.py serve`: daphne, in this process, with our application."""
+
+import logging
+import socket
+from argparse import ArgumentParser
+from ipaddress import ip_address
+from typing import Any
+
+from daphne.server import Server
+from django.conf import settings
+from django.core.management import BaseCommand, CommandError
+from django.utils.module_loading import import_string
+from twisted.python.failure import Failure
+
+from nanollmserve_site.config import ServerConfig
+from nanollmserve_site.env import add_flags
+
+logger = logging.getLogger("nanollmserve")
+
+
+class Command(BaseCommand):
+    help = "Serve a model over HTTP, with OpenAI's API."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_flags(parser)
+
+    def handle(self, **options: Any) -> None:
+        """The flags are in the settings already: see manage.py."""
+        logging.getLogger("daphne").setLevel(logging.WARNING)  # we tell where it listens
+        server = Daphne(settings.SERVER)
+        server.run()
+        if server.failure:
+            raise CommandError(
+                f"{server.failure} Choose another with --port (NANOLLM_PORT) "
+                "or --host (NANOLLM_HOST)."
+            )
+
+
+class Daphne(Server):
+    """daphne, listening before our application is imported: a taken port costs no model load."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        address = resolve(config.host)
+        refuse_open_door(config, address)
+        interface = address.replace(":", r"\:")
+        super().__init__(
+            application=None,
+            # With daphne's backlog of 50, many clients at once wait for a second.
+            endpoints=[f"tcp:port={config.port}:interface={interface}:backlog=2048"],
+            ready_callable=self.load,
+            server_name="nanollmserve",
+        )
+        self.config = config
+        self.failure = ""
+
+    def load(self) -> None:
+        """Called when the port is open. The import starts the engine: see asgi.py."""
+        self.application = import_string(settings.ASGI_APPLICATION)
+        tell(self.config)
+
+    def listen_error(self, failure: Failure) -> None:
+        self.failure = failure.getErrorMessage()
+        self.stop()
+
+
+def resolve(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise CommandError(f"--host (NANOLLM_HOST) is {host!r}: {error.strerror}.") from None
+
+
+def refuse_open_door(config: ServerConfig, address: str) -> None:
+    if ip_address(address).is_loopback:
+        return
+    if not config.allow_no_auth:
+        raise CommandError(
+            f"--host (NANOLLM_HOST) is {config.host!r}, which others can reach, and no API key is "
+            "asked for. Listen on 127.0.0.1, or add --allow-no-auth (NANOLLM_ALLOW_NO_AUTH)."
+        )
+    if ip_address(address).is_unspecified and not config.allowed_hosts:
+        raise CommandError(
+            f"--host (NANOLLM_HOST) is {config.host!r}: name the hosts that clients will ask for "
+            "with --allowed-hosts (NANOLLM_ALLOWED_HOSTS), or * for any."
+        )
+
+
+def tell(config: ServerConfig) -> None:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    url = f"http://{host}:{config.port}"
+    logger.info("listening on %s (/v1 /health /admin); the model is loading", url)
+    if not config.tls:
+        logger.info(
+            "plain HTTP: secure cookies and HSTS are off; set NANOLLM_TLS=true behind a TLS proxy"
+        )
+    if config.allow_no_auth:
+        logger.warning("no API key is asked for: whoever reaches %s can use it", url)
+    if config.debug:
+        logger.warning("debug mode shows internals to every client: never on a real server")

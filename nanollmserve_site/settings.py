@@ -1,0 +1,139 @@
+"""Django's settings. What an operator can choose is declared in the three configs."""
+
+import os
+
+from dotenv import load_dotenv
+
+from inference.config import EngineConfig
+from nanollmserve_site import env
+from nanollmserve_site.config import BASE_DIR, ServerConfig
+from nanollmserve_site.state import secret_key
+from openai_api.config import ApiConfig
+
+load_dotenv(BASE_DIR / ".env")  # what the environment has wins
+env.refuse_unknown(os.environ)
+ENGINE = env.read(EngineConfig, os.environ)
+API = env.read(ApiConfig, os.environ)
+SERVER = env.read(ServerConfig, os.environ)
+
+SECRET_KEY = secret_key(SERVER.data_dir)
+DEBUG = SERVER.debug
+OWN_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
+OWN_HOSTS.add(f"[{SERVER.host}]" if ":" in SERVER.host else SERVER.host)
+ALLOWED_HOSTS = sorted({*OWN_HOSTS, *SERVER.allowed_hosts})
+CSRF_TRUSTED_ORIGINS = list(SERVER.csrf_trusted_origins)
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "inference",
+    "openai_api",
+    "nanollmserve_site",
+]
+# The API's paths go past all of these: see asgi.py.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "nanollmserve_site.urls"
+ASGI_APPLICATION = "nanollmserve_site.asgi.application"
+APPEND_SLASH = False
+STATIC_URL = "/static/"
+TIME_ZONE = "UTC"
+USE_TZ = True
+DATA_UPLOAD_MAX_MEMORY_SIZE = API.max_body_size
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# IMMEDIATE: a transaction that reads before it writes would otherwise fail with "database is
+# locked" as soon as another one writes, whatever the timeout.
+PRAGMAS = [
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "busy_timeout=20000",
+    "journal_size_limit=67108864",
+    "mmap_size=134217728",
+]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": SERVER.data_dir / "db.sqlite3",
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "; ".join(f"PRAGMA {pragma}" for pragma in PRAGMAS),
+        },
+        # A file, not memory: a live server's threads each have a connection of their own.
+        "TEST": {"NAME": SERVER.data_dir / "test.sqlite3"},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+REST_FRAMEWORK = {
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["openai_api.policies.parsers.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "openai_api.policies.negotiation.AlwaysJSON",
+    "EXCEPTION_HANDLER": "openai_api.errors.exception_handler",
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "UNAUTHENTICATED_USER": None,
+}
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
+]
+SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # HSTS for subdomains and
+    "security.W021",  # preloading: the domain's owner decides, in the proxy
+    "security.W008",  # redirecting plain HTTP is the proxy's work
+]
+if SERVER.tls:
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 365 * 24 * 3600
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+else:  # on plain HTTP a browser would send no secure cookie back; `serve` says so
+    SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W012", "security.W016"]
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+            "datefmt": "%Y-%m-%d %H:%M:%S",
+        }
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+    "loggers": {
+        # Django's own handlers would print a line twice, or mail it.
+        "django": {"handlers": [], "level": SERVER.log_level},
+        "daphne": {"level": "INFO"},
+        "inference": {"level": SERVER.log_level},
+        "openai_api": {"level": SERVER.log_level},
+        "nanollmserve": {"level": SERVER.log_level},
+    },
+}

@@ -1,0 +1,194 @@
+"""Deltas to segments: the one place where tokens become what the caller sees."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from inference.request import Delta, FinishReason, ModelInfo, Request, SamplingParams, TokenLogprob
+from inference.service import EngineClient
+from inference.text.detokenizer import Detokenizer, StopStrings
+from inference.text.output_parser import PlainParser, make_parser
+
+
+@dataclass(slots=True)
+class Segment:
+    """A piece of text of one kind ("text" or "reasoning"), with the tokens it completes."""
+
+    kind: str
+    text: str
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one answer."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_reasoning_tokens: int = 0
+
+
+class Answer:
+    """One generation as segments. It is queued when it is made; iterating runs it to its end.
+
+    `finish_reason` ("stop" or "length") and `stop_reason` (the stop string or stop token id) are
+    set when `segments` ends.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        body: dict,
+        *,
+        chat: bool,
+        prompt_index: int = 0,
+    ) -> None:
+        self.prompt_index = prompt_index  # of a request with several prompts
+        self.model: ModelInfo = engine.model
+        self.usage = Usage(len(prompt_token_ids))
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.first_token_at: float | None = None
+        self._params, self._include_stop = params, body["include_stop_str_in_output"]
+        tokenizer = self.model.tokenizer
+        self._detokenizer = Detokenizer(
+            tokenizer, prompt_token_ids, skip_special_tokens=body["skip_special_tokens"]
+        )
+        self._stop = StopStrings(body["stop"], include=self._include_stop)
+        tail = tokenizer.decode(prompt_token_ids[-8:]) if chat else ""
+        self._parser = make_parser(tokenizer, tail) if chat else PlainParser()
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still held back
+        self._generation = engine.generate(
+            Request(
+                request_id=request_id,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                cache_salt=body["cache_salt"],
+            )
+        )
+
+    async def segments(self) -> AsyncIterator[Segment]:
+        """The answer as it comes. Leaving early aborts the generation."""
+        async with self._generation as deltas:
+            async for delta in deltas:
+                self.first_token_at = self.first_token_at or time.monotonic()
+                self.usage.num_cached_tokens = (
+                    delta.num_cached_tokens or self.usage.num_cached_tokens
+                )
+                for segment in self._take(delta):
+                    yield segment
+                if self.finish_reason:
+                    return
+
+    def abort(self) -> None:
+        """End an answer that nobody will iterate."""
+        self._generation.abort()
+
+    def _take(self, delta: Delta) -> list[Segment]:
+        segments: list[Segment] = []
+        for index, token_id in enumerate(delta.token_ids):
+            self._count()
+            if token_id == delta.stop_token_id and index == len(delta.token_ids) - 1:
+                self._end_at_token(token_id, segments)
+                break
+            if delta.logprobs:
+                self._logprobs.append(delta.logprobs[index])
+            self._add_text(self._detokenizer.add(token_id), segments)
+            if self._stop.matched is not None:
+                self._end("stop", self._stop.matched, segments)
+                break
+        if delta.finish_reason and not self.finish_reason:
+            self._add_text(self._detokenizer.flush(), segments)
+            self._end(*self._reason(delta), segments)
+        return segments
+
+    def _reason(self, delta: Delta) -> tuple[str, str | None]:
+        """How it ended by itself; the flushed text may still have completed a stop string."""
+        if self._stop.matched is not None:
+            return "stop", self._stop.matched
+        return ("length" if delta.finish_reason is FinishReason.LENGTH else "stop"), None
+
+    def _count(self) -> None:
+        self.usage.num_output_tokens += 1
+        self.usage.num_reasoning_tokens += self._parser.in_reasoning
+
+    def _end_at_token(self, token_id: int, segments: list[Segment]) -> None:
+        """A stop token is not shown, unless it is one of the request's own and wanted."""
+        own = token_id in self._params.stop_token_ids
+        if own and self._include_stop:
+            self._add_text(self._detokenizer.add(token_id), segments)
+        self._add_text(self._detokenizer.flush(), segments)
+        matched = self._stop.matched
+        self._end("stop", matched or (token_id if own else None), segments)
+
+    def _end(self, reason: str, stop_reason: str | int | None, segments: list[Segment]) -> None:
+        if self._stop.matched is None:
+            self._add_pieces(self._parser.add(self._stop.flush()), segments)
+        self._add_pieces(self._parser.flush(), segments)
+        if self._logprobs:  # tokens that never showed any text
+            segments.append(Segment("text", "", self._logprobs))
+        self._logprobs = []
+        self.finish_reason, self.stop_reason = reason, stop_reason
+
+    def _add_text(self, text: str, segments: list[Segment]) -> None:
+        if not text or self._stop.matched is not None:
+            return
+        if self.usage.num_output_tokens >= self._params.min_tokens:
+            text = self._stop.add(text)
+        self._add_pieces(self._parser.add(text), segments)
+
+    def _add_pieces(self, pieces, segments: list[Segment]) -> None:
+        """Text of one kind that is ready together leaves as one segment."""
+        for kind, text in pieces:
+            if segments and segments[-1].kind == kind:
+                segments[-1].text += text
+            else:
+                segments.append(Segment(kind, text))
+            segments[-1].logprobs += self._logprobs
+            self._logprobs = []
+
+
+async def interleave(answers: list[Answer]) -> AsyncIterator[tuple[int, Segment | None]]:
+    """(index, segment) of several answers as they come; None once each has ended."""
+    streams = [answer.segments() for answer in answers]
+    waiting = {asyncio.ensure_future(anext(s, None)): i for i, s in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: waiting[task]):
+                index = waiting.pop(task)
+                segment = task.result()
+                yield index, segment
+                if segment is not None:
+                    waiting[asyncio.ensure_future(anext(streams[index], None))] = index
+    finally:
+        await _abandon(waiting, streams, answers)
+
+
+async def _abandon(waiting: dict, streams: list, answers: list[Answer]) -> None:
+    for answer in answers:
+        answer.abort()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for stream in streams:
+        await stream.aclose()
+
+
+async def follow(answers: list[Answer]) -> AsyncIterator[tuple[int, Segment | None]]:
+    """`interleave`, without its tasks when there is only one answer."""
+    if len(answers) > 1:
+        async with aclosing(interleave(answers)) as segments:
+            async for entry in segments:
+                yield entry
+        return
+    async with aclosing(answers[0].segments()) as segments:
+        async for segment in segments:
+            yield 0, segment
+    yield 0, None

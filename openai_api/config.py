@@ -1,0 +1,23 @@
+"""What the API can be told. Each field is also a flag of `serve` and a NANOLLM_* variable."""
+
+from dataclasses import dataclass
+
+from inference.config import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """Settings of the HTTP API."""
+
+    served_model_name: tuple[str, ...] = setting(
+        (), "Names the model answers to (several allowed); the model's own name by default."
+    )
+    max_body_size: int = setting(
+        32 * 1024**2, "Largest request body, in bytes (32MiB, ...).", unit="bytes", minimum=1024
+    )
+    max_choices: int = setting(
+        16, "Largest `n`, and most prompts in one completions request.", minimum=1, maximum=128
+    )
+    ping_interval_s: float = setting(
+        15.0, "Seconds of silence after which a stream sends a comment.", minimum=0.05
+    )

@@ -1,0 +1,190 @@
+"""How a request fails: the classes to raise, and the one place that turns them into bytes.
+
+ApiError                        500
+    InvalidRequest              400  a parameter is missing, malformed or unsupported
+        UnsupportedParameter    400
+        ContextTooLong          400
+        NotFound                404
+            ModelNotFound       404
+        BodyTooLarge            413
+    Overloaded                  429
+    Unavailable                 503  loading, or shutting down
+    ServerError                 500  anything unexpected
+"""
+
+import logging
+import math
+
+from django.core.exceptions import RequestDataTooBig
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.response import Response
+
+from inference import errors as inference_errors
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(exceptions.APIException):
+    status_code = 500
+    type = "server_error"
+    code: str | None = None
+    param: str | None = None
+    default_detail = "The server had an error while processing your request."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param or self.param
+        self.code = code or self.code
+        self.headers = headers or {}
+
+
+class InvalidRequest(ApiError):
+    status_code = 400
+    type = "invalid_request_error"
+    default_detail = "Your request is invalid."
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotFound(InvalidRequest):
+    status_code = 404
+    default_detail = "Not found."
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    param = "model"
+
+
+class BodyTooLarge(InvalidRequest):
+    status_code = 413
+    default_detail = "The body of your request is too large."
+
+
+class Overloaded(ApiError):
+    status_code = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Unavailable(ApiError):
+    status_code = 503
+    code = "server_is_overloaded"
+    default_detail = "The server cannot answer at the moment."
+
+
+class ServerError(ApiError):
+    pass
+
+
+TRANSLATIONS: dict[type[Exception], type[ApiError]] = {
+    Http404: NotFound,
+    RequestDataTooBig: BodyTooLarge,
+    inference_errors.PromptTooLong: ContextTooLong,
+    inference_errors.InvalidPrompt: InvalidRequest,
+    inference_errors.EngineOverloaded: Overloaded,
+    inference_errors.EngineNotReady: Unavailable,
+    inference_errors.EngineFailed: ServerError,
+    inference_errors.ModelLoadError: ServerError,
+    inference_errors.EngineError: ServerError,
+}
+
+
+def as_api_error(exc: Exception) -> exceptions.APIException:
+    """The exception to show for `exc`; nothing about an unexpected one leaves the server."""
+    if isinstance(exc, exceptions.APIException):
+        return exc
+    for cls in type(exc).__mro__:
+        if (error := TRANSLATIONS.get(cls)) is not None:
+            return error(_message(exc, error), headers=_retry_headers(exc))
+    logger.error("unexpected error", exc_info=exc)
+    return ServerError()
+
+
+def error_body(error: exceptions.APIException) -> dict:
+    """The error in OpenAI's shape, without the envelope."""
+    if isinstance(error, exceptions.ValidationError):
+        return {"type": "invalid_request_error", **first_problem(error.detail)}
+    return {
+        "message": str(error.detail),
+        "type": getattr(error, "type", _type_of(error)),
+        "param": getattr(error, "param", None),
+        "code": getattr(error, "code", None),
+    }
+
+
+def exception_handler(exc: Exception, context: dict) -> Response:
+    """DRF's hook: every failure of a view becomes this."""
+    error = as_api_error(exc)
+    headers = getattr(error, "headers", {})
+    return Response({"error": error_body(error)}, status=error.status_code, headers=headers)
+
+
+def first_problem(detail, path: str = "") -> dict:
+    """The first leaf of a ValidationError's tree: its message, JS-like path and code."""
+    if isinstance(detail, dict):
+        key, child = next(iter(detail.items()))
+        step = "" if key == "non_field_errors" else f".{key}" if path else str(key)
+        return first_problem(child, path + step)
+    if isinstance(detail, list):
+        return first_problem(detail[0], path)
+    message = str(detail)
+    if detail.code == "required":
+        message = f"Missing required parameter: '{path}'."
+    return {"message": message, "param": path or None, "code": CODES.get(detail.code, detail.code)}
+
+
+CODES = {"required": "missing_required_parameter", "null": "invalid_type", "invalid": None}
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler400: what fails before a view, a bad Host header for instance."""
+    return _json(InvalidRequest())
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
+    error = InvalidRequest("You are not allowed to do this.")
+    error.status_code = 403
+    return _json(error)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return _json(NotFound(f"Invalid URL ({request.method} {request.path})"))
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    return _json(ServerError())
+
+
+def _json(error: ApiError) -> JsonResponse:
+    return JsonResponse({"error": error_body(error)}, status=error.status_code)
+
+
+def _message(exc: Exception, error: type[ApiError]) -> str | None:
+    """Ours are written for the caller; a framework's are not, nor is what concerns our inside."""
+    ours = isinstance(exc, inference_errors.EngineError) and error is not ServerError
+    return str(exc) if ours else None
+
+
+def _retry_headers(exc: Exception) -> dict[str, str]:
+    """Whole seconds, at least one: the SDK ignores 0, and gives up beyond 120."""
+    if (seconds := getattr(exc, "retry_after_s", None)) is None:
+        return {}
+    return {"Retry-After": str(min(max(math.ceil(seconds), 1), 120))}
+
+
+def _type_of(error: exceptions.APIException) -> str:
+    return "invalid_request_error" if error.status_code < 500 else "server_error"

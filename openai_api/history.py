@@ -1,0 +1,79 @@
+"""One row of history for every API request, opened at its arrival and closed when it ends."""
+
+import logging
+import time
+
+from openai_api.answers import Answer
+from openai_api.database import in_database, write_later
+from openai_api.models import RequestLog
+
+logger = logging.getLogger("openai_api.request")
+
+Outcome = RequestLog.Outcome
+
+
+class Record:
+    """The history of one request. However it ends, `close` is called once and the row says how."""
+
+    def __init__(self, request_id: str, endpoint: str, client: str, user_agent: str) -> None:
+        self.id = request_id
+        self.row = RequestLog(
+            id=request_id, endpoint=endpoint, client=client, user_agent=user_agent[:200]
+        )
+        self.answers: list[Answer] = []
+        self._started = time.monotonic()
+        self._closed = False
+
+    async def open(self) -> None:
+        await in_database(self.row.save)
+
+    def describe(self, body: dict) -> None:
+        """What the checked body tells of the request."""
+        self.row.model, self.row.stream = body["model"][:200], body["stream"]
+
+    def abort_answers(self) -> None:
+        """What was queued for a request that will not be answered."""
+        for answer in self.answers:
+            answer.abort()
+
+    def fail(self, status: int, error: dict) -> None:
+        """Remember why it failed; the message is the one that the caller got."""
+        self.row.outcome, self.row.status = Outcome.FAILED, status
+        self.row.error_code = (error["code"] or error["type"])[:80]
+        self.row.error_message = error["message"][:500]
+
+    async def close(self, outcome: str, status: int | None = None) -> None:
+        if self._take_over(outcome, status):
+            await in_database(self.row.save)
+
+    def close_later(self, outcome: str, status: int | None = None) -> None:
+        """`close` for a task that is being cancelled."""
+        if self._take_over(outcome, status):
+            write_later(self.row.save)
+
+    def _take_over(self, outcome: str, status: int | None) -> bool:
+        if self._closed:
+            return False
+        self._closed, row = True, self.row
+        row.duration_s = time.monotonic() - self._started
+        if row.outcome == Outcome.RUNNING:
+            row.outcome, row.status = outcome, status
+        if self.answers:
+            self._count_tokens(row)
+        logger.info(
+            "%s %s %s %s in %.3f s, %s prompt + %s completion tokens%s",
+            row.endpoint, row.status or "-", row.outcome, row.id, row.duration_s,
+            row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
+            f": {row.error_code} {row.error_message}" if row.error_code else "",
+        )  # fmt: skip
+        return True
+
+    def _count_tokens(self, row: RequestLog) -> None:
+        prompts = {answer.prompt_index: answer.usage for answer in reversed(self.answers)}
+        row.num_prompt_tokens = sum(usage.num_prompt_tokens for usage in prompts.values())
+        row.num_cached_tokens = sum(usage.num_cached_tokens for usage in prompts.values())
+        row.num_completion_tokens = sum(a.usage.num_output_tokens for a in self.answers)
+        first = [a.first_token_at for a in self.answers if a.first_token_at is not None]
+        if first:
+            row.time_to_first_token_s = min(first) - self._started
+        row.finish_reason = self.answers[0].finish_reason or ""

@@ -1,0 +1,122 @@
+"""What is kept: stored Responses, and one line of history for every API request."""
+
+import secrets
+
+from django.db import models
+from django.utils.timezone import now
+
+from openai_api.protocol.ids import new_request_id, new_response_id
+
+BOOT_ID = secrets.token_hex(8)  # tells this process's rows from those of a dead one
+
+
+def boot_id() -> str:
+    return BOOT_ID
+
+
+class StoredResponse(models.Model):
+    """One model response. JSON fields are in the shape the API returns them.
+
+    queued → in_progress → completed | incomplete | failed | cancelled: `finish` is the only way
+    out of the active states, and only the first to try succeeds.
+    """
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        IN_PROGRESS = "in_progress"
+        COMPLETED = "completed"
+        INCOMPLETE = "incomplete"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    ACTIVE = (Status.QUEUED, Status.IN_PROGRESS)
+
+    id = models.CharField(primary_key=True, max_length=64, default=new_response_id, editable=False)
+    # Not enforced by the database: a deleted response must stay missing in the chain, so that
+    # continuing it is an error and not a conversation with a hole.
+    previous = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        null=True,
+        blank=True,
+        db_constraint=False,
+        related_name="continuations",
+    )
+    created_at = models.DateTimeField(default=now, editable=False, db_index=True)
+    completed_at = models.DateTimeField(null=True, blank=True)
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.IN_PROGRESS)
+    model = models.CharField(max_length=200)
+    request = models.JSONField(help_text="The settings of the request, as the API echoes them.")
+    input = models.JSONField(default=list, help_text="The request's own input items.")
+    output = models.JSONField(default=list)
+    usage = models.JSONField(null=True, blank=True)
+    error = models.JSONField(null=True, blank=True)
+    incomplete_details = models.JSONField(null=True, blank=True)
+    boot_id = models.CharField(max_length=16, default=boot_id, editable=False)
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["status", "-created_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.status})"
+
+    def to_dict(self) -> dict:
+        """The Response resource, all keys present (openai-api 3.4)."""
+        return self.request | {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(self.created_at.timestamp()),
+            "completed_at": int(self.completed_at.timestamp()) if self.completed_at else None,
+            "status": self.status,
+            "model": self.model,
+            "previous_response_id": self.previous_id,
+            "output": self.output,
+            "usage": self.usage,
+            "error": self.error,
+            "incomplete_details": self.incomplete_details,
+        }
+
+    def finish(self, **values) -> bool:
+        """Leave the active state, once: False if someone (a cancel, say) got there first."""
+        active = StoredResponse.objects.filter(pk=self.pk, status__in=self.ACTIVE)
+        return active.update(**values) == 1
+
+
+class RequestLog(models.Model):
+    """One API request, from its arrival to its last byte. No prompt and no answer is kept here."""
+
+    class Outcome(models.TextChoices):
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled", "client left"
+        LOST = "lost", "server stopped"
+
+    id = models.CharField(primary_key=True, max_length=64, default=new_request_id, editable=False)
+    created_at = models.DateTimeField(default=now, editable=False, db_index=True)
+    endpoint = models.CharField(max_length=80, help_text="Method and route.")
+    model = models.CharField(max_length=200, blank=True)
+    outcome = models.CharField(max_length=12, choices=Outcome.choices, default=Outcome.RUNNING)
+    status = models.PositiveSmallIntegerField(null=True, blank=True, help_text="HTTP status.")
+    stream = models.BooleanField(default=False)
+    finish_reason = models.CharField(max_length=20, blank=True)
+    num_prompt_tokens = models.PositiveIntegerField(null=True, blank=True)
+    num_cached_tokens = models.PositiveIntegerField(null=True, blank=True)
+    num_completion_tokens = models.PositiveIntegerField(null=True, blank=True)
+    time_to_first_token_s = models.FloatField(null=True, blank=True)
+    duration_s = models.FloatField(null=True, blank=True)
+    error_code = models.CharField(max_length=80, blank=True)
+    error_message = models.CharField(max_length=500, blank=True)
+    client = models.CharField(max_length=64, blank=True, help_text="Address of the caller.")
+    user_agent = models.CharField(max_length=200, blank=True)
+    response_id = models.CharField(max_length=64, blank=True, db_index=True)
+    boot_id = models.CharField(max_length=16, default=boot_id, editable=False)
+
+    class Meta:
+        ordering = ["-created_at"]
+        verbose_name = "request"
+        indexes = [models.Index(fields=["endpoint", "-created_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} {self.status or self.outcome}"

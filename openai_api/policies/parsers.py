@@ -1,0 +1,33 @@
+"""The body of a request: one JSON object, whatever `Content-Type` and `Content-Length` say."""
+
+import json
+
+from rest_framework.exceptions import ParseError
+from rest_framework.parsers import BaseParser
+
+
+class StrictJSONParser(BaseParser):
+    media_type = "application/json"
+
+    def parse(self, stream, media_type=None, parser_context=None) -> dict:
+        """Raises ParseError for what is not JSON, not UTF-8, not an object, or nested too deep."""
+        try:
+            text = stream.read().decode()
+            body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+            if "\\u" in text:  # half of a surrogate pair could neither be stored nor sent back
+                json.dumps(body, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as exc:
+            raise ParseError("We could not parse the JSON body of your request.") from exc
+        if not isinstance(body, dict):
+            raise ParseError("The body of your request must be a JSON object.")
+        return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if (value := float(text)) in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return value

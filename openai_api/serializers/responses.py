@@ -1,0 +1,173 @@
+"""POST /v1/responses"""
+
+from openai_api.errors import InvalidRequest
+from openai_api.protocol.ids import new_id
+from openai_api.serializers.chat import EFFORTS, TemplateKwargs, arguments_object
+from openai_api.serializers.content import content_text
+from openai_api.serializers.fields import (
+    Boolean,
+    Integer,
+    ListOf,
+    Metadata,
+    StrictField,
+    String,
+    TaggedUnion,
+    check_type,
+    wrong_type,
+    wrong_value,
+)
+from openai_api.serializers.sampling import UNSUPPORTED, SamplingSerializer, StreamOptions
+
+ROLES = ("user", "assistant", "system", "developer")
+INCLUDABLE = (
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+)
+
+
+def message_item(param: str, item: dict) -> dict:
+    """A message in either form, short or full; its content becomes one part of text."""
+    role = check_type(f"{param}.role", item.get("role"), str)
+    if role not in ROLES:
+        raise wrong_value(f"{param}.role", role, ROLES)
+    text = content_text(f"{param}.content", item.get("content"))
+    part = {"type": "input_text", "text": text}
+    if role == "assistant":
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {**_head(item, "msg", "message"), "role": role, "content": [part]}
+
+
+def function_call_item(param: str, item: dict) -> dict:
+    fields = {
+        key: check_type(f"{param}.{key}", item.get(key), str)
+        for key in ("call_id", "name", "arguments")
+    }
+    arguments_object(f"{param}.arguments", fields["arguments"])
+    return {**_head(item, "fc", "function_call"), **fields}
+
+
+def function_call_output_item(param: str, item: dict) -> dict:
+    call_id = check_type(f"{param}.call_id", item.get("call_id"), str)
+    output = content_text(f"{param}.output", item.get("output"))
+    head = _head(item, "fco", "function_call_output")
+    return {**head, "call_id": call_id, "output": output}
+
+
+def reasoning_item(param: str, item: dict) -> dict:
+    """Re-sent reasoning: everything in it may be null or missing."""
+    parts = check_type(f"{param}.content", item.get("content") or [], list)
+    text = content_text(f"{param}.content", parts)
+    content = [{"type": "reasoning_text", "text": text}] if text else []
+    return {**_head(item, "rs", "reasoning"), "summary": [], "content": content}
+
+
+def _head(item: dict, prefix: str, type_: str) -> dict:
+    given = item.get("id")
+    item_id = given if isinstance(given, str) and 0 < len(given) <= 64 else new_id(prefix)
+    return {"id": item_id, "type": type_, "status": "completed"}
+
+
+ITEM = TaggedUnion(
+    "type",
+    {
+        "message": message_item,
+        "function_call": function_call_item,
+        "function_call_output": function_call_output_item,
+        "reasoning": reasoning_item,
+    },
+    default_tag="message",
+)
+
+
+class Input(StrictField):
+    """A string, or items; always normalised items afterwards."""
+
+    entries = ListOf(ITEM)
+
+    def check(self, param: str, value) -> list[dict]:
+        if isinstance(value, str):
+            return [message_item(param, {"role": "user", "content": value})]
+        if not isinstance(value, list):
+            raise wrong_type(param, "a string or an array of input items", value)
+        return self.entries.check(param, value)
+
+
+class TextFormat(StrictField):
+    """`text`: plain text is the only format this server can keep to so far."""
+
+    def check(self, param: str, value) -> dict:
+        check_type(param, value, dict)
+        form = value.get("format")
+        form = {"type": "text"} if form is None else check_type(f"{param}.format", form, dict)
+        if form.get("type") != "text":
+            message = f"Unsupported parameter: '{param}.format.type' can only be 'text'."
+            raise InvalidRequest(message, f"{param}.format", "unsupported_parameter")
+        verbosity = value.get("verbosity")
+        return {"format": {"type": "text"}} | ({"verbosity": verbosity} if verbosity else {})
+
+
+class Reasoning(StrictField):
+    """{effort, summary}; there is no summariser, so a wish for a summary changes nothing."""
+
+    effort, summary = String(choices=EFFORTS), String(choices=("auto", "concise", "detailed"))
+
+    def check(self, param: str, value) -> dict:
+        check_type(param, value, dict)
+        given = {key: value.get(key) for key in ("effort", "summary")}
+        return {
+            key: text if text is None else getattr(self, key).check(f"{param}.{key}", text)
+            for key, text in given.items()
+        }
+
+
+class ResponseSerializer(SamplingSerializer):
+    UNSUPPORTED = UNSUPPORTED | {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "background": (False,),
+        "conversation": (),
+        "prompt": (),
+        "context_management": ([],),
+        "truncation": ("disabled",),
+        "enable_response_messages": (False,),
+    }
+    IGNORED = (
+        *(
+            name
+            for name in SamplingSerializer.IGNORED
+            if name not in ("user", "safety_identifier", "prompt_cache_key")
+        ),
+        "background_options",
+        "access_programs",
+        "image",
+    )
+
+    input = Input()
+    instructions = String()
+    previous_response_id = String(max_length=64)
+    store = Boolean(default=True)
+    max_output_tokens = Integer(1, 2**31)
+    top_logprobs = Integer(0, 20, default=0)
+    include = ListOf(String(choices=INCLUDABLE), default=list)
+    max_tool_calls = Integer(0, 2**31)
+    parallel_tool_calls = Boolean(default=True)
+    text = TextFormat()
+    reasoning = Reasoning()
+    stream_options = StreamOptions(default=dict)
+    metadata = Metadata(default=dict)
+    user = String(max_length=512)
+    safety_identifier = String(max_length=128)
+    prompt_cache_key = String(max_length=1024)
+    chat_template_kwargs = TemplateKwargs(default=dict)
+
+    def validate(self, body: dict) -> dict:
+        if "input" not in body and not body.get("previous_response_id"):
+            message = "Missing required parameter: 'input'."
+            raise InvalidRequest(message, "input", "missing_required_parameter")
+        return body

@@ -1,0 +1,20 @@
+from django.urls import path, re_path
+
+from openai_api.views import health
+from openai_api.views.chat import ChatCompletionsView
+from openai_api.views.completions import CompletionsView
+from openai_api.views.models import ModelsView, ModelView
+from openai_api.views.responses import ResponsesView, ResponseView
+from openai_api.views.unknown import UnknownView
+
+urlpatterns = [
+    path("health", health.live),
+    path("health/ready", health.ready),
+    path("v1/models", ModelsView.as_view()),
+    path("v1/models/<path:name>", ModelView.as_view()),
+    path("v1/chat/completions", ChatCompletionsView.as_view()),
+    path("v1/completions", CompletionsView.as_view()),
+    path("v1/responses", ResponsesView.as_view()),
+    path("v1/responses/<str:response_id>", ResponseView.as_view()),
+    re_path("^v1(/.*)?$", UnknownView.as_view()),
+]

@@ -1,0 +1,98 @@
+"""What every view of the API has in common."""
+
+import asyncio
+from contextlib import aclosing
+
+from django.conf import settings
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from inference.service import EngineClient, get_engine
+from openai_api.errors import BodyTooLarge, as_api_error, error_body
+from openai_api.history import Outcome, Record
+from openai_api.protocol.ids import new_request_id
+from openai_api.protocol.sse import Encode, EventStream, event_stream
+
+
+class AsyncAPIView(APIView):
+    """An APIView whose handlers are coroutines, and whose requests leave a row in the history.
+
+    DRF's life cycle is kept: initialize, check, handle, translate what was raised, finalize.
+    """
+
+    http_method_names = ["get", "post", "delete"]
+
+    async def dispatch(self, request, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+        self.headers = self.default_response_headers
+        self.request = request = self.initialize_request(request, *args, **kwargs)
+        self.record = new_record(request)
+        try:
+            await self.record.open()
+            self.initial(request, *args, **kwargs)
+            self._receive_body(request)
+            handler = self._get_handler(request.method.lower())
+            response = await handler(request, *args, **kwargs)
+        except asyncio.CancelledError:
+            self.record.abort_answers()
+            self.record.close_later(Outcome.CANCELLED)
+            raise
+        except Exception as exc:
+            self.record.abort_answers()
+            response = self.handle_exception(exc)
+        response = self.finalize_response(request, response, *args, **kwargs)
+        if not isinstance(response, EventStream):
+            await self.record.close(Outcome.SUCCEEDED, response.status_code)
+        return response
+
+    @property
+    def engine(self) -> EngineClient:
+        return get_engine()
+
+    def handle_exception(self, exc: Exception) -> Response:
+        response = super().handle_exception(exc)
+        self.record.fail(response.status_code, response.data["error"])
+        return response
+
+    async def stream(self, events, encode: Encode) -> EventStream:
+        """Answer with `events`; the record is closed when they end."""
+        return await event_stream(
+            self._recorded(events), encode, ping_interval_s=settings.API.ping_interval_s
+        )
+
+    async def _recorded(self, events):
+        outcome = Outcome.CANCELLED
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+            outcome = Outcome.SUCCEEDED
+        except Exception as exc:
+            error = as_api_error(exc)
+            self.record.fail(200, error_body(error))
+            raise error from exc
+        finally:
+            self.record.close_later(outcome, 200)
+
+    def _get_handler(self, method: str):
+        if method in self.http_method_names:
+            return getattr(self, method, self.http_method_not_allowed)
+        return self.http_method_not_allowed
+
+    @staticmethod
+    def _receive_body(request) -> None:
+        """DRF takes a body without Content-Length, a chunked upload, as empty."""
+        size = len(request.body)
+        if size > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+            raise BodyTooLarge()
+        request.META["CONTENT_LENGTH"] = str(size)
+
+
+def new_record(request) -> Record:
+    scope = request._request.scope
+    return Record(
+        scope.get("request_id") or new_request_id(),
+        f"{request.method} /{request.resolver_match.route}",
+        client=(scope.get("client") or [""])[0] or "",
+        user_agent=request.META.get("HTTP_USER_AGENT", ""),
+    )

@@ -1,0 +1,63 @@
+"""Queueing the answers of one request, and giving them back whole or as a stream."""
+
+from dataclasses import dataclass
+
+from rest_framework.response import Response
+
+from inference.request import ModelInfo, SamplingParams
+from openai_api.answers import Answer
+from openai_api.prompts import check_model, check_prompt
+from openai_api.protocol.ids import new_id
+from openai_api.protocol.sse import data
+from openai_api.serializers.fields import BodySerializer, validated
+from openai_api.views.base import AsyncAPIView
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to be generated."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt_index: int = 0
+
+
+class GenerateView(AsyncAPIView):
+    """A view whose answer comes from the model."""
+
+    serializer_class: type[BodySerializer]
+
+    def read_body(self) -> tuple[dict, ModelInfo]:
+        """The checked body and the model it names; whether there is room is asked first."""
+        self.engine.check_capacity()
+        body = validated(self.serializer_class, self.request.data)
+        self.record.describe(body)
+        model = self.engine.model
+        check_model(model, body["model"])
+        return body, model
+
+    def queue(self, choices: list[Choice], body: dict, *, chat: bool, param: str) -> list[Answer]:
+        """All of the choices, or none: raises what the checks of prompt and capacity raise."""
+        for prompt in {c.prompt_index: c.prompt_token_ids for c in choices}.values():
+            check_prompt(self.engine, prompt, param)
+        self.engine.check_capacity(len(choices))
+        answers = [
+            Answer(
+                self.engine,
+                new_id("gen"),
+                choice.prompt_token_ids,
+                choice.params,
+                body,
+                chat=chat,
+                prompt_index=choice.prompt_index,
+            )
+            for choice in choices
+        ]
+        self.record.answers = answers
+        return answers
+
+    async def answer(self, chunks, body: dict):
+        """`chunks` as a stream or added up."""
+        if body["stream"]:
+            return await self.stream(chunks.stream(), data)
+        return Response(await chunks.collect())

@@ -1,0 +1,39 @@
+from rest_framework.response import Response
+
+from inference.request import ModelInfo
+from openai_api.errors import ModelNotFound
+from openai_api.prompts import check_model, served_names
+from openai_api.views.base import AsyncAPIView
+
+
+def model_object(model: ModelInfo, name: str) -> dict:
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "nanollmserve",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_model_len,
+    }
+
+
+class ModelsView(AsyncAPIView):
+    """GET /v1/models: every name the model answers to, as an entry of its own."""
+
+    async def get(self, request):
+        model = self.engine.model
+        entries = [model_object(model, name) for name in served_names(model)]
+        return Response({"object": "list", "data": entries})
+
+
+class ModelView(AsyncAPIView):
+    """GET /v1/models/{id}; ids of the hub hold a slash."""
+
+    async def get(self, request, name: str):
+        model = self.engine.model
+        check_model(model, name)
+        return Response(model_object(model, name))
+
+    async def delete(self, request, name: str):
+        raise ModelNotFound(f"The model `{name}` is not a fine-tuned one and cannot be deleted.")

@@ -1,0 +1,263 @@
+"""Tokens from logits, against transformers' warpers, a naive loop and the exact distribution."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from inference.model import sampler
+from inference.model.sampler import prompt_logprobs, sample, uniform
+from inference.request import SamplingParams
+
+torch.set_num_threads(1)
+
+NUM_DRAWS = 4000
+
+
+@dataclass
+class Row:
+    params: SamplingParams
+    token_ids: list[int] = field(default_factory=lambda: [0])
+    num_prompt_tokens: int = 1
+    noise_key: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+def random_logits(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def greedy(logits: Tensor, row: Row) -> int:
+    return sample(logits[None].clone(), [row]).token_ids[0]
+
+
+def drawn(logits: Tensor, params: SamplingParams, num_draws: int = NUM_DRAWS) -> Counter[int]:
+    rows = [Row(params, noise_key=key * 7919) for key in range(num_draws)]
+    return Counter(sample(logits.expand(num_draws, -1).clone(), rows).token_ids)
+
+
+def assert_distributed(counts: Counter[int], probs: Tensor) -> None:
+    """Chi-square of the counts, five standard deviations wide; nothing outside of the support."""
+    num_draws = sum(counts.values())
+    support = [token for token, prob in enumerate(probs.tolist()) if prob > 0]
+    assert set(counts) <= set(support)
+    expected = {token: num_draws * float(probs[token]) for token in support}
+    chi2 = sum((counts[token] - mean) ** 2 / mean for token, mean in expected.items())
+    freedom = len(support) - 1
+    assert chi2 < freedom + 5 * math.sqrt(2 * freedom) + 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 1000},
+        {"top_p": 0.3},
+        {"top_p": 0.8},
+        {"top_p": 1e-6},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"top_k": 8, "top_p": 0.7},
+        {"min_p": 0.1, "top_k": 6, "top_p": 0.9, "temperature": 1.3},
+    ],
+)
+def test_draws_follow_the_warped_softmax(settings):
+    logits = random_logits(24)
+    warped = logits[None] / settings.get("temperature", 1.0)
+    if "min_p" in settings:
+        warped = MinPLogitsWarper(settings["min_p"])(None, warped)
+    if "top_k" in settings:
+        warped = TopKLogitsWarper(settings["top_k"])(None, warped)
+    if "top_p" in settings:
+        warped = TopPLogitsWarper(settings["top_p"])(None, warped)
+    counts = drawn(logits, SamplingParams(**settings))
+    kept = warped[0].softmax(-1)
+    assert_distributed(counts, kept)
+    likely = {token for token, prob in enumerate(kept.tolist()) if prob > 0.005}
+    assert likely <= set(counts)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_ladder_equals_the_full_sort(scale, monkeypatch):
+    settings = [
+        {"top_k": 50},
+        {"top_k": 500, "top_p": 0.9},
+        {"top_k": 5000},
+        {"top_p": 0.5},
+        {"top_p": 0.99},
+        {"top_p": 0.9999, "min_p": 0.01},
+        {"top_k": 150_000, "top_p": 0.95},
+    ]
+    rows = [Row(SamplingParams(**kind), noise_key=key) for kind in settings for key in range(3)]
+    logits = random_logits(1, 150_000, scale=scale).expand(len(rows), -1)
+    fast = sample(logits.clone(), rows).token_ids
+    monkeypatch.setattr(sampler, "LADDER", ())
+    assert fast == sample(logits.clone(), rows).token_ids
+    assert len(set(fast)) > 5
+
+
+def test_a_draw_does_not_depend_on_the_batch():
+    logits = random_logits(6, 300)
+    kinds: list[dict] = [{}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}, {"min_p": 0.1}, {}]
+    rows = [Row(SamplingParams(**kind), noise_key=99 + i) for i, kind in enumerate(kinds)]
+    together = sample(logits.clone(), rows).token_ids
+    alone = [sample(logits[i : i + 1].clone(), rows[i : i + 1]).token_ids[0] for i in range(6)]
+    assert together == alone
+    turned = sample(logits.flip(0).clone(), rows[::-1]).token_ids
+    assert together == turned[::-1]
+
+
+def test_a_draw_depends_on_key_and_position():
+    logits = random_logits(5000)
+    params = SamplingParams()
+    key = {greedy(logits, Row(params, noise_key=key)) for key in range(20)}
+    position = {greedy(logits, Row(params, token_ids=[0] * n)) for n in range(1, 21)}
+    assert len(key) > 15
+    assert len(position) > 15
+
+
+def test_uniform_is_splitmix64():
+    # The first outputs of the reference implementation for seed 1234567
+    reference = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [uniform(1234567, i) for i in range(3)] == [(x >> 40) / 2**24 for x in reference]
+    draws = [uniform(key, position) for key in range(100) for position in range(100)]
+    assert 0 <= min(draws) < 0.001
+    assert 0.999 < max(draws) < 1
+    assert abs(sum(draws) / len(draws) - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("noise", [0.0, 1 - 2**-24])
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 10}])
+def test_the_ends_of_the_distribution_are_safe(noise, settings, monkeypatch):
+    monkeypatch.setattr(sampler, "uniform", lambda key, position: noise)
+    logits = torch.full((1000,), -torch.inf)
+    logits[[400, 401, 600]] = torch.tensor([1.0, 1.0, 1.0])
+    row = Row(SamplingParams(**settings))
+    assert greedy(logits, row) in (400, 401, 600)
+    flat = torch.zeros(200_000)
+    assert 0 <= greedy(flat, row) < 200_000
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_nothing_allowed_still_gives_a_token(settings):
+    row = Row(SamplingParams(**settings, logprobs=2))
+    for fill in (-torch.inf, torch.nan):
+        (token_id,), _ = sample(torch.full((1, 100), fill), [row])
+        assert 0 <= token_id < 100
+
+
+def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
+    logits = random_logits(4, 50)
+    rows = [Row(SamplingParams(temperature=t)) for t in (0.0, 0.0, 1e-6, 1e-4)]
+    assert sample(logits.clone(), rows).token_ids == logits.argmax(-1).tolist()
+    assert sample(logits[:0], []) == ([], [])
+
+
+def naive_penalties(logits: list[float], row: Row) -> list[float]:
+    params, out = row.params, list(logits)
+    output = row.token_ids[row.num_prompt_tokens :]
+    for token in set(row.token_ids):
+        rate = params.repetition_penalty
+        out[token] = out[token] / rate if out[token] > 0 else out[token] * rate
+    for token in set(output):
+        out[token] -= params.frequency_penalty * output.count(token) + params.presence_penalty
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.7},
+        {"frequency_penalty": 0.6},
+        {"presence_penalty": -0.9},
+        {"repetition_penalty": 0.8, "frequency_penalty": -0.3, "presence_penalty": 1.1},
+    ],
+)
+def test_penalties_equal_a_naive_loop(settings):
+    row = Row(SamplingParams(**settings), token_ids=[3, 4, 4, 9, 9, 9, 2, 4], num_prompt_tokens=3)
+    logits = random_logits(20)
+    processed = logits.clone()
+    sampler.process(processed, row)
+    torch.testing.assert_close(processed, torch.tensor(naive_penalties(logits.tolist(), row)))
+
+
+def test_penalties_leave_the_neighbours_alone():
+    logits = random_logits(3, 20)
+    rows = [Row(SamplingParams(temperature=0)) for _ in range(3)]
+    tokens = [0, int(logits[1].argmax())]
+    rows[1] = Row(SamplingParams(temperature=0, presence_penalty=2.0, logprobs=0), tokens)
+    before = logits.argmax(-1).tolist()
+    ids, logprobs = sample(logits.clone(), rows)
+    assert ids[0] == before[0]
+    assert ids[1] != before[1]
+    assert ids[2] == before[2]
+    # Log probabilities are those of the untouched logits
+    assert logprobs[1].logprob == pytest.approx(float(logits[1].log_softmax(-1)[ids[1]]), abs=1e-5)
+
+
+def test_allowed_tokens_and_bias():
+    logits = random_logits(30)
+    second = int(logits.argsort(descending=True)[1])
+    row = Row(SamplingParams(temperature=0, allowed_token_ids=(second, 29, 10**6)))
+    assert greedy(logits, row) in (second, 29)
+    assert set(drawn(logits, SamplingParams(allowed_token_ids=(1, 2)), 200)) == {1, 2}
+    row = Row(SamplingParams(temperature=0, logit_bias={7: 100.0, 10**6: 100.0}))
+    assert greedy(logits, row) == 7
+    counts = drawn(logits, SamplingParams(logit_bias={7: -100.0}))
+    assert 7 not in counts
+
+
+def test_bad_tokens():
+    logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    params = SamplingParams(temperature=0, bad_token_ids=((3,), (0, 1, 2)))
+    assert greedy(logits, Row(params, token_ids=[1, 0, 1])) == 1
+    assert greedy(logits, Row(params, token_ids=[0, 0, 0])) == 2
+    assert greedy(logits, Row(params, token_ids=[1])) == 2
+
+
+def test_min_tokens_hold_back_the_stop_ids():
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    params = SamplingParams(temperature=0, min_tokens=2)
+    stops = frozenset({1, 2})
+    assert greedy(logits, Row(params, [5, 0], stop_token_ids=stops)) == 0
+    assert greedy(logits, Row(params, [5, 0, 0], stop_token_ids=stops)) == 2
+    assert greedy(logits, Row(params, [5, 0])) == 2
+
+
+def test_logprobs_equal_log_softmax():
+    logits = random_logits(3, 40)
+    wanted = [None, 0, 5]
+    rows = [Row(SamplingParams(temperature=0.7, top_k=4, logprobs=k)) for k in wanted]
+    ids, (none, bare, full) = sample(logits.clone(), rows)
+    exact = logits.log_softmax(-1)
+    assert none is None
+    assert bare.top == []
+    assert bare.token_id == ids[1]
+    assert bare.logprob == pytest.approx(float(exact[1, ids[1]]), abs=1e-5)
+    values, order = exact[2].topk(5)
+    assert [token for token, _ in full.top] == order.tolist()
+    assert [logprob for _, logprob in full.top] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_prompt_logprobs():
+    logits = random_logits(3, 40)
+    entries = prompt_logprobs(logits, [7, 8, 9], [0, 2, 100])
+    exact = logits.log_softmax(-1)
+    chosen = [float(exact[i, i + 7]) for i in range(3)]
+    assert [entry.token_id for entry in entries] == [7, 8, 9]
+    assert [entry.logprob for entry in entries] == pytest.approx(chosen, abs=1e-5)
+    assert [len(entry.top) for entry in entries] == [0, 2, 40]
+    assert entries[1].top[0][0] == int(logits[1].argmax())
+    assert prompt_logprobs(logits[:0], [], []) == []
