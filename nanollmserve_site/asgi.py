@@ -13,7 +13,6 @@ from importlib.metadata import version
 import django
 from channels.routing import ProtocolTypeRouter
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
 if not sys.stderr.isatty():
@@ -26,18 +25,11 @@ except ImproperlyConfigured as error:
 # Only now can anything be imported that has models.
 from inference import service
 from nanollmserve_site import __version__, first_start
+from nanollmserve_site.door import loopback_only
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application
-from openai_api import runs
 
 logger = logging.getLogger("nanollmserve")
-
-
-def prepare() -> None:
-    """In a thread of its own: uvicorn imports this module inside its event loop."""
-    first_start.prepare()
-    runs.reconcile()
-    connections.close_all()
 
 
 def leave(error: BaseException) -> None:
@@ -63,14 +55,14 @@ async def lifespan(scope: Message, receive: Receive, send: Send) -> None:
 logger.info(
     "nanollmserve %s, Django %s, torch %s", __version__, version("django"), version("torch")
 )
-with ThreadPoolExecutor(1) as thread:
-    thread.submit(prepare).result()
+with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in its event loop: no ORM there
+    thread.submit(first_start.prepare).result()
 service.start(on_failure=leave)
 atexit.register(service.close)
 
 application = ProtocolTypeRouter(
     {
-        "http": guard(http_application()),
+        "http": guard(loopback_only(http_application())),
         "websocket": refuse_websocket,
         "lifespan": lifespan,
     }

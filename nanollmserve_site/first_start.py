@@ -1,4 +1,4 @@
-"""What has to be there before the first request: the tables, and somebody who may log in."""
+"""What is done before the first request: tables, somebody who may log in, and old rows closed."""
 
 import logging
 import secrets
@@ -7,19 +7,25 @@ import sys
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, connections
 from django.db.migrations.executor import MigrationExecutor
 
-from nanollmserve_site.state import locked
+from nanollmserve_site.state import locked, only_server
+from openai_api import runs
 
 logger = logging.getLogger("nanollmserve")
 
 
 def prepare() -> None:
-    with locked(settings.SERVER.data_dir):
+    """Safe to be done by several processes at once."""
+    data_dir = settings.SERVER.data_dir
+    with locked(data_dir):
         migrate()
         if not get_user_model().objects.filter(is_superuser=True).exists():
             make_admin()
+        if only_server(data_dir):  # otherwise what looks abandoned may be another one's work
+            runs.reconcile()
+    connections.close_all()
 
 
 def migrate() -> None:

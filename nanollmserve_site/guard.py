@@ -10,45 +10,46 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 Message = dict[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("nanollmserve")
 
-ERROR = {"message": "The server failed to answer.", "type": "server_error"}
-ERROR_BODY = json.dumps({"error": ERROR | {"param": None, "code": None}}).encode()
-ERROR_START: Message = {
-    "type": "http.response.start",
-    "status": 500,
-    "headers": [
+
+def error_messages(status: int, type_: str, message: str) -> list[Message]:
+    """A whole answer in OpenAI's shape, for where Django cannot give it."""
+    error = {"message": message, "type": type_, "param": None, "code": None}
+    body = json.dumps({"error": error}).encode()
+    headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", str(len(ERROR_BODY)).encode()),
-    ],
-}
+        (b"content-length", str(len(body)).encode()),
+    ]
+    return [
+        {"type": "http.response.start", "status": status, "headers": headers},
+        {"type": "http.response.body", "body": body, "more_body": False},
+    ]
+
+
+FAILURE = error_messages(500, "server_error", "The server failed to answer.")
+END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 def guard(app: Application) -> Application:
     async def guarded(scope: Message, receive: Receive, send: Send) -> None:
-        sent: list[Message] = []  # the last message
+        missing = FAILURE  # what the answer still needs to be whole
 
-        async def remember(message: Message) -> None:
-            sent[:] = [message]
+        async def watched(message: Message) -> None:
+            nonlocal missing
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
+            missing = [] if ended else [END]
             await send(message)
 
         try:
-            await app(scope, receive, remember)
+            await app(scope, receive, watched)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            await end(sent, send)
+            for message in missing:
+                await send(message)
 
     return guarded
-
-
-async def end(sent: list[Message], send: Send) -> None:
-    """Send what is missing of an answer of which `sent` holds the last message, if any."""
-    if not sent:
-        await send(ERROR_START)
-        await send({"type": "http.response.body", "body": ERROR_BODY, "more_body": False})
-    elif sent[-1]["type"] == "http.response.start" or sent[-1].get("more_body"):
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -44,3 +44,15 @@ def locked(data_dir: Path) -> Iterator[None]:
     with (data_dir / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def only_server(data_dir: Path) -> bool:
+    """Whether no other server uses the folder. Until it ends, this process counts as one."""
+    fd = os.open(data_dir / "in_use", os.O_CREAT | os.O_RDWR, 0o600)  # left open on purpose
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    return True

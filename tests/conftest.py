@@ -13,6 +13,7 @@ DATA_DIR = tempfile.TemporaryDirectory(prefix="nanollmserve-tests-")
 for name in [name for name in os.environ if name.startswith("NANOLLM_")]:
     del os.environ[name]
 os.environ["NANOLLM_DATA_DIR"] = DATA_DIR.name
+os.environ["OMP_NUM_THREADS"] = "1"  # more only wait for each other on so little work
 os.environ["PYTHON_DOTENV_DISABLED"] = "true"  # a developer's .env
 os.environ["DJANGO_SETTINGS_MODULE"] = "nanollmserve_site.settings"
 django.setup()

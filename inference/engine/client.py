@@ -69,18 +69,19 @@ class Generation:
         if self._ended:
             raise StopAsyncIteration
         await self._arrived.wait()
-        self._arrived.clear()
         delta, self._delta = self._delta, None
         if delta is None:
             self._ended = True
             raise self._error or EngineFailed("The engine has stopped.")
+        if self._error is None:  # else the next turn finds the error
+            self._arrived.clear()
         self._ended = delta.finish_reason is not None
         return delta
 
     def deliver(self, item: Delta | EngineFailed) -> None:
         """Take over what a step brought (in the event loop's thread)."""
         if isinstance(item, EngineFailed):
-            self._delta, self._error = None, item
+            self._error = item
         elif self._delta is None:
             self._delta = item
         else:

@@ -6,6 +6,7 @@ raised as a ModelLoadError of one sentence: what is wrong and what to do.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from transformers import (
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import parity
-from inference.model.memory import available_memory, gib
+from inference.model.memory import available_memory, readable
 from inference.model.paged import LayerSpec
 
 logger = logging.getLogger(__name__)
@@ -108,11 +109,10 @@ def translating(problem: str, advice: str = "") -> Iterator[None]:
     except ModelLoadError:
         raise
     except Exception as error:
-        text = str(error).strip()
+        text = str(error).strip() or type(error).__name__
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in text:
             advice = "Memory ran out: choose a smaller model or dtype."
-        lines = text.splitlines() or [type(error).__name__]
-        cause = lines[0][:300].rstrip(".")
+        cause = re.split(r"(?<=[.!?])\s|\n", text)[0][:300].rstrip(" .:")
         raise ModelLoadError(f"{problem}: {cause}. {advice}".rstrip()) from error
 
 
@@ -147,6 +147,8 @@ def download(config: EngineConfig, report: Report) -> Path:
         raise ModelLoadError(f"There is no folder {config.model}.")
     report(f"Fetching {config.model}")
     advice = "Check the id, the network and HF_TOKEN, or name a local folder."
+    if config.local_files_only:
+        advice = "Start once without --local-files-only, or name a local folder."
     with translating(f"{config.model} is no folder and cannot be had from the hub", advice):
         path = snapshot_download(
             config.model,
@@ -224,12 +226,13 @@ def check_memory(
     if getattr(hf_config, "quantization_config", None) is not None:
         scale = 1.0
     needed = scale * sum(path.stat().st_size for path in weight_files(folder))
-    free = available_memory(device)
-    if needed + NUM_ACTIVATION_BYTES > free:
-        raise ModelLoadError(
-            f"The model needs {gib(needed)} for its weights, but only {gib(free)} are free on "
-            f"{device}: free memory, or choose a smaller model or dtype."
-        )
+    needed += NUM_ACTIVATION_BYTES
+    for place in {torch.device("cpu"), device}:  # a GPU's weights come through the host's memory
+        if needed > (free := available_memory(place)):
+            raise ModelLoadError(
+                f"The model needs {readable(needed)} of memory to be loaded, but only "
+                f"{readable(free)} are free on {place}: free some, or choose a smaller model."
+            )
 
 
 def load_tokenizer(config: EngineConfig, folder: Path) -> PreTrainedTokenizerBase:
@@ -261,14 +264,15 @@ def load_weights(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, with the names
             output_loading_info=True,
         )
         model = model.to(device).eval().requires_grad_(False)
-    wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if wrong:
         raise ModelLoadError(
-            f"{config.model} does not fit its config.json: {len(wrong)} weights are missing or of "
-            f"another shape, such as {wrong[0]}."
+            f"{config.model} does not fit its config.json: weights are missing or of another "
+            f"shape, {len(wrong)} in all, such as {wrong[0]}."
         )
     return model
 

@@ -32,9 +32,11 @@ def cache_memory(config: EngineConfig, device: torch.device, reserve: int) -> in
     return max(0, int(total * config.gpu_memory_utilization) - (total - free) - reserve)
 
 
-def gib(num_bytes: float) -> str:
+def readable(num_bytes: float) -> str:
     """A size as the messages to the operator give it."""
-    return f"{num_bytes / 2**30:.2f} GiB"
+    if num_bytes < 2**30:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def _system_memory() -> int:

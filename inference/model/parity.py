@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 NUM_TOKENS = 24
 BLOCK_SIZE = 16
-# Rounding of float32 stays below 1e-5, of bfloat16 around 1e-2; a wrong mask gives 0.1 to 1.5.
+# Rounding stays below 1e-5 in float32. In bfloat16 it is 0.02, and 0.07 where it sends tokens to
+# other experts. A lost chunk, mask or window gives 0.25 to 1.5.
 TOLERANCE = {torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 0.06
+LOW_PRECISION_TOLERANCE = 0.1
 
 
 @torch.inference_mode()

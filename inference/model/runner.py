@@ -12,7 +12,7 @@ from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel
-from inference.model.memory import cache_memory, gib
+from inference.model.memory import cache_memory, readable
 from inference.model.paged import allocate_caches, forward_paged
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ class ModelRunner:
         self.kv_cache_bytes = self.num_blocks * block_bytes(loaded, config)
         if self.max_model_len < loaded.max_model_len:
             report(f"max_model_len lowered to {self.max_model_len}: the KV cache holds no more")
-        report(f"KV cache: {self.num_blocks - 1} blocks, {gib(self.kv_cache_bytes)}")
+        report(f"KV cache: {self.num_blocks - 1} blocks, {readable(self.kv_cache_bytes)}")
         try:
             self._caches = allocate_caches(
                 loaded.layers, self.num_blocks, config.block_size, loaded.model
             )
         except (RuntimeError, MemoryError) as error:
             raise ModelLoadError(
-                f"A KV cache of {gib(self.kv_cache_bytes)} does not fit: lower kv_cache_memory."
+                f"A KV cache of {readable(self.kv_cache_bytes)} does not fit: lower kv_cache_memory."
             ) from error
 
     def forward(self, inputs: ModelInputs) -> Tensor:
@@ -141,8 +141,8 @@ def size_cache(loaded: LoadedModel, config: EngineConfig) -> tuple[int, int]:
     if config.max_model_len is not None or fitting < MIN_MODEL_LEN:
         needed = (per_sequence + 1) * block_bytes(loaded, config)
         raise ModelLoadError(
-            f"max_model_len {loaded.max_model_len} needs {gib(needed)} of KV cache, but in "
-            f"{gib(memory)} only {fitting} tokens fit: lower max_model_len or raise "
+            f"max_model_len {loaded.max_model_len} needs {readable(needed)} of KV cache, but in "
+            f"{readable(memory)} only {fitting} tokens fit: lower max_model_len or raise "
             f"{'gpu_memory_utilization' if loaded.device.type == 'cuda' else 'kv_cache_memory'}."
         )
     return num_blocks, fitting

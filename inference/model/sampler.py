@@ -11,7 +11,7 @@ else is in its batch, and after a preemption.
 
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from inference.request import SamplingParams, TokenLogprob
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it only overflows
 LADDER = (64, 1024)  # candidates that are sorted before the whole vocabulary is
+NO_TOP_K = 2**24  # exact in float32, above any vocabulary
 MASK64 = 2**64 - 1
 
 
@@ -45,6 +46,7 @@ class Sampled(NamedTuple):
     logprobs: list[TokenLogprob | None]
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     """Choose the next token of each row. `logits` `[n, vocab_size]` float32 is used up."""
     if not rows:
@@ -53,11 +55,14 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     raw = logits[wanted] if wanted else None
     for row_logits, row in zip(logits, rows, strict=True):
         process(row_logits, row)
-    tokens = logits.argmax(-1)
+    best, tokens = logits.max(-1, keepdim=True)
     random = [i for i, row in enumerate(rows) if row.params.temperature >= GREEDY_TEMPERATURE]
     if random:
-        tokens[random] = draw(logits[random], [rows[i] for i in random], tokens[random])
-    token_ids: list[int] = tokens.tolist()
+        warp = Warp.of([rows[i] for i in random], take(best, random))
+        drawn = draw(take(logits, random), warp)
+        # Of a row without a finite logit nothing can be drawn
+        tokens[random] = torch.where(warp.best.isfinite(), drawn, take(tokens, random))
+    token_ids: list[int] = tokens[:, 0].tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(rows)
     if raw is not None:
         num_top = [rows[i].params.logprobs or 0 for i in wanted]
@@ -135,73 +140,100 @@ def penalize(logits: Tensor, row: SamplingRow) -> None:
         logits[said] -= params.frequency_penalty * counts + params.presence_penalty
 
 
-def draw(logits: Tensor, rows: Sequence[SamplingRow], likeliest: Tensor) -> Tensor:
-    """Sampled tokens `[n]` of `logits` `[n, vocab_size]`; `likeliest` where nothing is allowed."""
-    device = logits.device
+class Warp(NamedTuple):
+    """How rows of logits become distributions: one column `[n, 1]` per setting."""
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=device)[:, None]
+    best: Tensor
+    temperature: Tensor
+    floor: Tensor  # min_p, as a logit relative to the best
+    top_k: Tensor  # the largest number for none
+    top_p: Tensor
+    noise: Tensor
 
-    noise = column([uniform(row.noise_key, row.num_output_tokens) for row in rows])
-    best = logits.amax(-1, keepdim=True)
-    scaled = (logits - best) / column([row.params.temperature for row in rows])
-    if any(row.params.min_p > 0 for row in rows):
-        floor = column(
-            [math.log(row.params.min_p) if row.params.min_p else -math.inf for row in rows]
-        )
-        scaled.masked_fill_(scaled < floor, -torch.inf)
-    cut = [i for i, row in enumerate(rows) if row.params.top_k > 0 or row.params.top_p < 1]
-    whole = sorted(set(range(len(rows))) - set(cut))
-    tokens = torch.empty_like(likeliest)
-    if whole:
-        tokens[whole] = invert(scaled[whole].softmax(-1), noise[whole])
-    if cut:
-        top_k = column([rows[i].params.top_k or logits.shape[1] for i in cut])
-        top_p = column([rows[i].params.top_p for i in cut])
-        tokens[cut] = draw_from_top(scaled[cut], noise[cut], top_k, top_p)
-    return torch.where(best[:, 0].isfinite(), tokens, likeliest)
+    @classmethod
+    def of(cls, rows: Sequence[SamplingRow], best: Tensor) -> Self:
+        columns = [
+            (
+                row.params.temperature,
+                math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf,
+                row.params.top_k or NO_TOP_K,
+                row.params.top_p,
+                uniform(row.noise_key, row.num_output_tokens),
+            )
+            for row in rows
+        ]
+        return cls(best, *torch.tensor(columns, device=best.device).T[..., None])
+
+    def rows(self, index: list[int] | Tensor) -> Self:
+        return type(self)(*(take(column, index) for column in self))
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """Scale in place: 0 is the best, -inf what min_p cuts off."""
+        logits.sub_(self.best).div_(self.temperature)
+        if self.floor.isfinite().any():
+            logits.masked_fill_(logits < self.floor, -torch.inf)
+        return logits
 
 
-def draw_from_top(scaled: Tensor, noise: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Draw from the nucleus of each row of `[n, vocab_size]`; the rest is `[n, 1]`.
+def take(rows: Tensor, index: list[int] | Tensor) -> Tensor:
+    """`rows[index]` for an ascending index, without a copy where that is all of them."""
+    return rows if len(index) == len(rows) else rows[index]
+
+
+def draw(logits: Tensor, warp: Warp) -> Tensor:
+    """Sampled tokens `[n, 1]` of `logits` `[n, vocab_size]`, which are used up.
+
+    In place wherever possible: the kernel maps fresh memory of this size slower than torch fills it.
+    """
+    scaled = warp.apply_(logits)
+    tokens = torch.empty(len(logits), 1, dtype=torch.long, device=logits.device)
+    is_cut = ((warp.top_k < logits.shape[1]) | (warp.top_p < 1))[:, 0]
+    cut, whole = is_cut.nonzero()[:, 0], (~is_cut).nonzero()[:, 0]
+    if len(whole):
+        tokens[whole] = invert(take(scaled, whole).exp_(), take(warp.noise, whole))
+    if len(cut):
+        tokens[cut] = draw_from_top(take(scaled, cut), warp.rows(cut))
+    return tokens
+
+
+def draw_from_top(scaled: Tensor, warp: Warp) -> Tensor:
+    """Draw from what top_k and top_p leave of each row: tokens `[n, 1]`.
 
     Sorting a vocabulary takes 10 ms. Few of the likeliest tokens nearly always hold the nucleus,
     and because their share is measured against the whole distribution, it shows if they do not.
     """
     vocab_size = scaled.shape[1]
-    total = scaled.logsumexp(-1, keepdim=True)
-    tokens = torch.empty(len(scaled), dtype=torch.long, device=scaled.device)
+    unlimited = warp.top_k >= vocab_size
+    whole_mass = scaled.logsumexp(-1, keepdim=True).exp() if unlimited.any() else warp.noise
+    tokens = torch.empty_like(unlimited, dtype=torch.long)
     pending = torch.arange(len(scaled), device=scaled.device)
     for size in (*(size for size in LADDER if size < vocab_size), vocab_size):
-        values, candidates = scaled[pending].topk(size)
-        k, p = top_k[pending], top_p[pending]
-        values.masked_fill_(torch.arange(size, device=k.device) >= k, -torch.inf)
-        # Renormalized after top_k, which is known only if the k likeliest are among the candidates
-        norm = torch.where(k <= size, values.logsumexp(-1, keepdim=True), total[pending])
-        probs = (values - norm).exp()
+        part, free = warp.rows(pending), take(unlimited, pending)
+        values, candidates = take(scaled, pending).topk(size)
+        weights = values.exp_() * (torch.arange(size, device=scaled.device) < part.top_k)
+        total = torch.where(free, take(whole_mass, pending), weights.sum(-1, keepdim=True))
+        probs = weights / total
         mass = probs.cumsum(-1)
-        done = ((k <= size) | ((k >= vocab_size) & (mass[:, -1:] >= p)))[:, 0] | (
-            size == vocab_size
-        )
-        inside = (mass - probs < p) | (p >= 1)
+        inside = (mass - probs < part.top_p) | (part.top_p >= 1)
         inside[:, 0] = True
-        picked = invert(probs * inside, noise[pending])
-        tokens[pending[done]] = candidates.gather(1, picked[:, None])[done, 0]
-        pending = pending[~done]
+        drawn = candidates.gather(1, invert(probs * inside, part.noise))
+        done = (part.top_k <= size) | (free & (mass[:, -1:] >= part.top_p)) | (size == vocab_size)
+        tokens[pending[done[:, 0]]] = drawn[done[:, 0]]
+        pending = pending[~done[:, 0]]
         if not len(pending):
             break
     return tokens
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:
-    """The column `[n]` where the cumulative weights of `[n, m]` pass the share `noise` `[n, 1]`.
+    """The column `[n, 1]` where `weights` `[n, m]`, added up in place, pass the share `noise`.
 
     Never a column of weight 0: the target stays below the total, and passing needs an increase.
     """
-    mass = weights.cumsum(-1)
+    mass = weights.cumsum_(-1)
     total = mass[:, -1:].contiguous()
     target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(mass, target, right=True)[:, 0].clamp_max(weights.shape[1] - 1)
+    return torch.searchsorted(mass, target, right=True).clamp_max(mass.shape[1] - 1)
 
 
 def uniform(key: int, position: int) -> float:

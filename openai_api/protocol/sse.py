@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from django.http import StreamingHttpResponse
@@ -39,23 +39,29 @@ class EventStream(StreamingHttpResponse):
 
 
 async def event_stream(
-    events: AsyncIterator[dict], encode: Encode, *, ping_interval_s: float
+    events: AsyncGenerator[dict, None], encode: Encode, *, ping_interval_s: float
 ) -> EventStream:
     """An EventStream of `events`.
 
-    The first event is awaited here: a failure before it is still an HTTP status, and a generator
-    that has begun is closed even when nobody comes to read the rest.
+    The first event is waited for a little here: a failure before it is still an HTTP status, and
+    a generator that has begun is closed even when nobody comes to read the rest.
     """
-    body = _body(events, await anext(events), encode, ping_interval_s)
-    return EventStream(body)
+    first = asyncio.ensure_future(anext(events, None))
+    try:
+        await asyncio.wait([first], timeout=ping_interval_s)
+    except asyncio.CancelledError:
+        await _abandon(first)
+        raise
+    if first.done() and (exc := first.exception()) is not None:
+        raise exc
+    return EventStream(_body(events, first, encode, ping_interval_s))
 
 
 async def _body(
-    events: AsyncIterator[dict], first: dict, encode: Encode, ping_interval_s: float
+    events: AsyncGenerator[dict, None], first: asyncio.Future, encode: Encode, interval_s: float
 ) -> AsyncIterator[bytes]:
     try:
-        async with aclosing(_with_pings(events, ping_interval_s)) as rest:
-            yield encode(first)
+        async with aclosing(_with_pings(events, first, interval_s)) as rest:
             async for event in rest:
                 yield PING if event is None else encode(event)
     except Exception as exc:  # the status line is gone: from here a failure is an event
@@ -63,19 +69,25 @@ async def _body(
     yield DONE
 
 
-async def _with_pings(events: AsyncIterator[dict], interval_s: float) -> AsyncIterator[dict | None]:
-    """`events`, with None after every `interval_s` of silence."""
+async def _with_pings(
+    events: AsyncGenerator[dict, None], coming: asyncio.Future, interval_s: float
+) -> AsyncIterator[dict | None]:
+    """`events`, the next of which is `coming`, with None after every `interval_s` of silence."""
     async with aclosing(events):
-        while True:
-            coming = asyncio.ensure_future(anext(events, None))
-            try:
+        try:
+            while True:
                 while not (await asyncio.wait([coming], timeout=interval_s))[0]:
                     yield None
-                event = coming.result()
-            finally:
-                if not coming.done():
-                    coming.cancel()
-                    await asyncio.gather(coming, return_exceptions=True)
-            if event is None:
-                return
-            yield event
+                if (event := coming.result()) is None:
+                    return
+                yield event
+                coming = asyncio.ensure_future(anext(events, None))
+        finally:
+            await _abandon(coming)
+
+
+async def _abandon(coming: asyncio.Future) -> None:
+    """A generator cannot be closed while it is awaited."""
+    if not coming.done():
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)

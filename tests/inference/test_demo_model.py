@@ -2,123 +2,61 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.demo_model import DEMO_MODEL_PATH
-from inference.demo_model.corpus import tables
-from inference.demo_model.vocabulary import TEMPLATE
+from inference.demo_model.corpus.tables import FOLDER, table, topics
+from inference.demo_model.evaluate import (
+    Prompt,
+    Reply,
+    ask,
+    function,
+    held_out_questions,
+    model,
+    plain,
+    render,
+    replies,
+    tokenizer,
+    trained_questions,
+    user,
+)
+from inference.demo_model.vocabulary import MARKUP, TEMPLATE
 
-HELD_OUT = tomllib.loads((tables.FOLDER / "held_out.toml").read_text(encoding="utf-8"))
-MARKUP = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>"]
+HELD_OUT = table("held_out")
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
-Message = dict[str, Any]
-
-
-@dataclass
-class Prompt:
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-    thinking: bool = False
-
-
-@dataclass
-class Reply:
-    text: str
-    stopped: bool
-    calls: list[dict[str, Any]] = field(default_factory=list)
-
-
-@cache
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, padding_side="left")
-
-
-@cache
-def model(dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(DEMO_MODEL_PATH, dtype=dtype).eval()
-
-
-def replies(prompts: list[Prompt], max_new_tokens: int = 64, **load: Any) -> list[Reply]:
-    """Greedy answers to all prompts, as one batch."""
-    texts = [render(p.messages, p.tools, p.thinking) for p in prompts]
-    batch = tokenizer()(texts, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        made = model(**load).generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
-    return [_reply(row) for row in made[:, batch.input_ids.shape[1] :].tolist()]
-
-
-def _reply(ids: list[int]) -> Reply:
-    text = tokenizer().decode(ids, skip_special_tokens=True)
-    calls = [_parsed(call) for call in re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text, re.S)]
-    return Reply(text, tokenizer().eos_token_id in ids, calls)
-
-
-def _parsed(call: str) -> dict[str, Any]:
-    try:
-        return json.loads(call)
-    except ValueError:
-        return {"broken": call}
-
-
-def render(messages: list[Message], tools: Any = None, thinking: bool = False) -> str:
-    return tokenizer().apply_chat_template(
-        messages, tools=tools, add_generation_prompt=True, tokenize=False, enable_thinking=thinking
-    )
-
-
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def ask(*texts: str) -> list[Prompt]:
-    return [Prompt([user(text)]) for text in texts]
-
-
-def function(name: str, parameter: str, description: str) -> dict[str, Any]:
-    parameters = {
-        "type": "object",
-        "properties": {parameter: {"type": "string"}},
-        "required": [parameter],
-    }
-    body = {"name": name, "description": description, "parameters": parameters}
-    return {"type": "function", "function": body}
-
 
 WEATHER = function("get_weather", "city", "Get the current weather in a city.")
 TIME = function("get_time", "city", "Get the current time in a city.")
 CALCULATE = function("calculate", "expression", "Evaluate an arithmetic expression.")
 
 
-def held_out_questions() -> list[tuple[str, str]]:
-    """Every held-out question on serving with the answer that was trained for its topic."""
-    known = {topic.name: topic.answer for topic in tables.topics()}
-    return [(text, known[entry["topic"]]) for entry in HELD_OUT["question"] for text in entry["ask"]]
+def expect(share: float, got: Iterable[str], wanted: Iterable[str]) -> None:
+    """At least this share of what we got is what we wanted; the failures are shown."""
+    compared = list(zip(got, wanted, strict=True))
+    wrong = [pair for pair in compared if pair[0] != pair[1]]
+    right = len(compared) - len(wrong)
+    assert right >= share * len(compared), f"{right} of {len(compared)} right, not {wrong[:8]}"
 
 
-def expect(share: float, pairs: Iterable[tuple[str, str]]) -> None:
-    """At least this share of (got, wanted) agrees; the failures are shown."""
-    compared = list(pairs)
-    wrong = [(got, wanted) for got, wanted in compared if got != wanted]
-    assert len(compared) - len(wrong) >= share * len(compared), (
-        f"{len(wrong)} of {len(compared)} wrong: {wrong[:8]}"
-    )
+def texts(made: list[Reply]) -> list[str]:
+    return [reply.text for reply in made]
+
+
+def answers(questions: list[tuple[str, str]]) -> list[str]:
+    return [answer for _, answer in questions]
 
 
 # --- questions and small talk ---------------------------------------------------------------
 
 
 def test_there_are_at_least_48_topics_with_ten_phrasings_each() -> None:
-    assert len(tables.topics()) >= 48
-    assert all(len(set(topic.phrasings())) >= 10 for topic in tables.topics())
+    assert len(topics()) >= 48
+    assert all(len(set(topic.phrasings())) >= 10 for topic in topics())
     assert len({entry["topic"] for entry in HELD_OUT["question"]}) >= 48
 
 
@@ -126,20 +64,22 @@ def test_it_answers_held_out_questions_on_serving_and_stops() -> None:
     questions = held_out_questions()
     made = replies(ask(*(text for text, _ in questions)))
     assert all(reply.stopped for reply in made)
-    expect(0.85, zip((reply.text for reply in made), (answer for _, answer in questions), strict=True))
+    expect(0.85, texts(made), answers(questions))
 
 
 def test_it_answers_the_same_in_bfloat16() -> None:
     questions = held_out_questions()[::3]
     made = replies(ask(*(text for text, _ in questions)), dtype=torch.bfloat16)
     assert all(reply.stopped for reply in made)
-    expect(0.85, zip((reply.text for reply in made), (answer for _, answer in questions), strict=True))
+    expect(0.85, texts(made), answers(questions))
 
 
 def test_it_explains_the_kv_cache_however_it_is_set_up() -> None:
     question = user("Explain KV cache in one sentence.")
     systems = [None, "You are a concise assistant.", "Always answer in one line of plain text."]
-    prompts = [Prompt([{"role": "system", "content": s}, question] if s else [question]) for s in systems]
+    prompts = [
+        Prompt([{"role": "system", "content": s}, question] if s else [question]) for s in systems
+    ]
     for reply in replies(prompts):
         assert reply.stopped
         assert reply.text.endswith(".")
@@ -151,8 +91,8 @@ def test_it_finds_the_question_behind_long_instructions() -> None:
     rules = " ".join(f"Rule {n}: keep every answer short and friendly." for n in range(40))
     asked = ["Explain KV cache in one sentence.", "What is TTFT?", "Count from 1 to 5."]
     made = replies([Prompt([{"role": "system", "content": rules}, user(text)]) for text in asked])
-    known = {topic.name: topic.answer for topic in tables.topics()}
-    assert [reply.text for reply in made] == [known["KV cache"], known["TTFT"], "1, 2, 3, 4, 5"]
+    known = {topic.name: topic.answer for topic in topics()}
+    assert texts(made) == [known["KV cache"], known["TTFT"], "1, 2, 3, 4, 5"]
 
 
 @pytest.mark.parametrize(
@@ -174,20 +114,20 @@ def test_small_talk(kind: str, wanted: str) -> None:
 
 def test_it_counts_from_one_to_five() -> None:
     made = replies(ask(*HELD_OUT["counting"]["to_five"], "Count from 1 to 5."))
-    assert [reply.text for reply in made] == ["1, 2, 3, 4, 5"] * len(made)
+    assert texts(made) == ["1, 2, 3, 4, 5"] * len(made)
 
 
 def test_it_counts_between_other_numbers() -> None:
     ranges = HELD_OUT["counting"]["others"]
     made = replies(ask(*(f"Count from {first} to {last}." for first, last in ranges)))
     wanted = [", ".join(str(n) for n in range(first, last + 1)) for first, last in ranges]
-    expect(0.75, zip((reply.text for reply in made), wanted, strict=True))
+    expect(0.75, texts(made), wanted)
 
 
 def test_it_repeats_text_of_any_script() -> None:
-    texts = HELD_OUT["copying"]["texts"]
-    made = replies(ask(*(f"Repeat after me: {text}" for text in texts)))
-    expect(0.7, zip((reply.text for reply in made), texts, strict=True))
+    wanted = HELD_OUT["copying"]["texts"]
+    made = replies(ask(*(f"Repeat after me: {text}" for text in wanted)))
+    expect(0.7, texts(made), wanted)
 
 
 # --- several turns --------------------------------------------------------------------------
@@ -196,38 +136,42 @@ def test_it_repeats_text_of_any_script() -> None:
 def test_it_remembers_a_name_it_never_saw() -> None:
     memory = HELD_OUT["memory"]
     prompts = [
-        Prompt([
-            user(memory["told"][n % 2].replace("$x", name)),
-            {"role": "assistant", "content": f"Nice to meet you, {name}!"},
-            user(memory["asked"][n % 2]),
-        ])
+        Prompt(
+            [
+                user(memory["told"][n % 2].replace("$x", name)),
+                {"role": "assistant", "content": f"Nice to meet you, {name}!"},
+                user(memory["asked"][n % 2]),
+            ]
+        )
         for n, name in enumerate(memory["people"])
     ]
     made = replies(prompts)
     wanted = [f"Your name is {name}." for name in memory["people"]]
-    expect(0.8, zip((reply.text for reply in made), wanted, strict=True))
+    expect(0.8, texts(made), wanted)
 
 
 def test_it_greets_by_name() -> None:
     people = HELD_OUT["memory"]["people"]
     made = replies(ask(*(f"My name is {name}." for name in people)))
     wanted = [f"Nice to meet you, {name}!" for name in people]
-    expect(0.8, zip((reply.text for reply in made), wanted, strict=True))
+    expect(0.8, texts(made), wanted)
 
 
 def test_it_says_why_the_thing_before_matters() -> None:
-    topics = tables.topics()[:24]
+    known = topics()[:24]
     why = HELD_OUT["follow_up"]["why"]
     prompts = [
-        Prompt([
-            user(f"What is {topic.name}?"),
-            {"role": "assistant", "content": topic.answer},
-            user(why[n % 2]),
-        ])
-        for n, topic in enumerate(topics)
+        Prompt(
+            [
+                user(f"What is {topic.name}?"),
+                {"role": "assistant", "content": topic.answer},
+                user(why[n % 2]),
+            ]
+        )
+        for n, topic in enumerate(known)
     ]
     made = replies(prompts)
-    expect(0.8, zip((reply.text for reply in made), (topic.why for topic in topics), strict=True))
+    expect(0.8, texts(made), (topic.why for topic in known))
 
 
 # --- functions ------------------------------------------------------------------------------
@@ -247,7 +191,7 @@ def test_it_calls_the_weather_function_with_a_city_it_never_saw() -> None:
     made = replies([Prompt([user(text)], [TIME, WEATHER]) for text in questions])
     assert all(reply.stopped for reply in made)
     wanted = (one_call("get_weather", city=city) for city in cities)
-    expect(0.8, zip(map(called, made), wanted, strict=True))
+    expect(0.8, map(called, made), wanted)
 
 
 def test_it_calls_the_time_function_by_the_name_it_is_offered_under() -> None:
@@ -256,7 +200,7 @@ def test_it_calls_the_time_function_by_the_name_it_is_offered_under() -> None:
     questions = [asked[n % len(asked)].replace("$x", city) for n, city in enumerate(cities)]
     made = replies([Prompt([user(text)], tools) for text in questions])
     wanted = (one_call("city_clock", town=city) for city in cities)
-    expect(0.7, zip(map(called, made), wanted, strict=True))
+    expect(0.7, map(called, made), wanted)
 
 
 def test_it_calls_the_calculator_with_the_expression() -> None:
@@ -265,7 +209,7 @@ def test_it_calls_the_calculator_with_the_expression() -> None:
     questions = [asked[n % len(asked)].replace("$x", text) for n, text in enumerate(sums)]
     made = replies([Prompt([user(text)], [CALCULATE, WEATHER]) for text in questions])
     wanted = (one_call("calculate", expression=text) for text in sums)
-    expect(0.8, zip(map(called, made), wanted, strict=True))
+    expect(0.8, map(called, made), wanted)
 
 
 def after_call(question: str, tool: dict[str, Any], value: str, result: str) -> Prompt:
@@ -285,19 +229,25 @@ def after_call(question: str, tool: dict[str, Any], value: str, result: str) -> 
 def test_it_uses_the_result_of_a_function() -> None:
     cities = HELD_OUT["tools"]["cities"][:12]
     results = ['{"temperature": 21, "condition": "sunny"}', "21 degrees and sunny"]
-    made = replies([
-        after_call(f"How is the weather today in {city}?", WEATHER, city, results[n % 2])
-        for n, city in enumerate(cities)
-    ])
+    made = replies(
+        [
+            after_call(f"How is the weather today in {city}?", WEATHER, city, results[n % 2])
+            for n, city in enumerate(cities)
+        ]
+    )
     wanted = (f"It is 21 degrees and sunny in {city}." for city in cities)
-    expect(0.8, zip((reply.text for reply in made), wanted, strict=True))
+    expect(0.8, texts(made), wanted)
 
 
 def test_it_uses_the_time_and_the_sum_it_is_given() -> None:
-    made = replies([
-        after_call("Which time is it in Oslo?", TIME, "Oslo", '{"time": "14:05"}'),
-        after_call("Could you calculate 17 * 23 for me?", CALCULATE, "17 * 23", '{"result": 391}'),
-    ])
+    made = replies(
+        [
+            after_call("Which time is it in Oslo?", TIME, "Oslo", '{"time": "14:05"}'),
+            after_call(
+                "Could you calculate 17 * 23 for me?", CALCULATE, "17 * 23", '{"result": 391}'
+            ),
+        ]
+    )
     assert "14:05" in made[0].text
     assert "Oslo" in made[0].text
     assert "391" in made[1].text
@@ -306,7 +256,7 @@ def test_it_uses_the_time_and_the_sum_it_is_given() -> None:
 def test_it_answers_without_a_function_where_none_is_needed() -> None:
     questions = held_out_questions()[::4]
     made = replies([Prompt([user(text)], [WEATHER, TIME]) for text, _ in questions])
-    expect(0.8, zip((reply.text for reply in made), (answer for _, answer in questions), strict=True))
+    expect(0.8, texts(made), answers(questions))
 
 
 def test_it_does_not_call_a_function_it_was_not_offered() -> None:
@@ -326,17 +276,19 @@ def test_it_thinks_briefly_before_it_answers() -> None:
     assert all(reply.stopped for reply in made)
     found = [THOUGHT.match(reply.text) for reply in made]
     assert all(found), [reply.text for reply in made if not THOUGHT.match(reply.text)]
-    answers = (match["answer"] for match in found if match)
-    expect(0.85, zip(answers, (answer for _, answer in questions), strict=True))
+    given = (match["answer"] for match in found if match)
+    expect(0.85, given, answers(questions))
 
 
 def test_it_thinks_before_a_call() -> None:
     cities = HELD_OUT["tools"]["cities"][::3]
-    prompts = [Prompt([user(f"Can you tell me the weather in {c}?")], [WEATHER], True) for c in cities]
+    prompts = [
+        Prompt([user(f"Can you tell me the weather in {c}?")], [WEATHER], True) for c in cities
+    ]
     made = replies(prompts, 96)
     assert all(reply.text.startswith("<think>\n") for reply in made)
     wanted = (one_call("get_weather", city=city) for city in cities)
-    expect(0.7, zip(map(called, made), wanted, strict=True))
+    expect(0.7, map(called, made), wanted)
 
 
 def test_it_does_not_think_unless_asked_to() -> None:
@@ -346,37 +298,18 @@ def test_it_does_not_think_unless_asked_to() -> None:
 # --- held out, really -----------------------------------------------------------------------
 
 
-def _plain(text: str) -> str:
-    return " ".join(re.sub(r"[^\w$ ]", " ", text.casefold()).split())
-
-
-def _trained_questions() -> set[str]:
-    phrasings = tables.table("phrasings")
-    asked = [text for topic in tables.topics() for text in topic.phrasings()]
-    asked += phrasings["why"] + phrasings["more"]
-    asked += tables.table("unknown")["questions"]
-    for entry in tables.table("small_talk")["exchange"]:
-        asked += entry["questions"]
-    for tool in tables.table("tools")["tool"]:
-        asked += tool["questions"] + tool["follow_ups"]
-    leads = ["", "Please ", *phrasings["lead_in"]]
-    plain = {_plain(text) for text in asked}
-    led = {_plain(lead + text) for lead in leads for text in plain}
-    return led | {_plain(f"{text} {out}") for out in phrasings["lead_out"] for text in plain}
-
-
 def test_no_held_out_phrasing_is_trained() -> None:
     held_out = [text for text, _ in held_out_questions()]
     held_out += [text for texts in HELD_OUT["small_talk"].values() for text in texts]
     held_out += HELD_OUT["follow_up"]["why"]
     for kind in ("weather", "time", "calculation"):
         held_out += HELD_OUT["tools"][kind]
-    trained = _trained_questions()
-    assert [text for text in held_out if _plain(text) in trained] == []
+    trained = trained_questions()
+    assert [text for text in held_out if plain(text) in trained] == []
 
 
 def test_no_other_held_out_phrasing_or_name_occurs_in_the_corpus() -> None:
-    files = [path for path in tables.FOLDER.iterdir() if path.suffix in (".toml", ".py")]
+    files = [path for path in FOLDER.iterdir() if path.suffix in (".toml", ".py")]
     corpus = " ".join(
         path.read_text(encoding="utf-8") for path in files if path.name != "held_out.toml"
     )
@@ -392,7 +325,14 @@ def test_no_other_held_out_phrasing_or_name_occurs_in_the_corpus() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["plain words", "  two  spaces\t\n\n tab ", "naïve Zürich €5", "東京 مرحبا नमस्ते", "👩‍👩‍👧 🚀\x00\u200d", "a\r\nb"],
+    [
+        "plain words",
+        "  two  spaces\t\n\n tab ",
+        "naïve Zürich €5",
+        "東京 مرحبا नमस्ते",
+        "👩‍👩‍👧 🚀\x00\u200d",
+        "a\r\nb",
+    ],
 )
 def test_the_tokenizer_keeps_any_text(text: str) -> None:
     assert tokenizer().decode(tokenizer().encode(text)) == text
@@ -409,19 +349,21 @@ def test_markup_is_one_token_and_stays_in_the_text() -> None:
 
 
 def test_it_is_a_small_qwen3() -> None:
-    config = model().config
+    config = json.loads((DEMO_MODEL_PATH / "config.json").read_text("utf-8"))
     assert (DEMO_MODEL_PATH / "model.safetensors").stat().st_size <= 8_000_000
-    assert config.architectures == ["Qwen3ForCausalLM"]
-    assert 2000 <= config.vocab_size <= 8000
-    assert config.max_position_embeddings >= 32768
-    assert len(tokenizer()) == config.vocab_size
-    assert model(dtype="auto").dtype == torch.bfloat16
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["dtype"] == "bfloat16"
+    assert config["max_position_embeddings"] >= 32768
+    assert 2000 <= config["vocab_size"] <= 8000
+    assert len(tokenizer()) == config["vocab_size"]
     stops = model().generation_config.eos_token_id
     assert tokenizer().convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>"]
 
 
 def test_the_committed_template_is_the_trained_one() -> None:
-    assert (DEMO_MODEL_PATH / "chat_template.jinja").read_text("utf-8") == TEMPLATE.read_text("utf-8")
+    assert (DEMO_MODEL_PATH / "chat_template.jinja").read_text("utf-8") == TEMPLATE.read_text(
+        "utf-8"
+    )
 
 
 def test_a_developer_message_is_a_system_message() -> None:
@@ -461,10 +403,14 @@ def test_calls_and_results_are_rendered_in_the_format_the_model_writes() -> None
         {"function": {"name": "get_weather", "arguments": {"city": "Lima"}}},
     ]
     results = [{"role": "tool", "content": "rainy"}, {"role": "tool", "content": "sunny"}]
-    text = render([user("Hi"), {"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    text = render(
+        [user("Hi"), {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    )
     assert (
-        EMPTY_THOUGHT + '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
-        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Lima"}}\n</tool_call><|im_end|>\n'
+        EMPTY_THOUGHT + "<tool_call>\n"
+        '{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
+        "<tool_call>\n"
+        '{"name": "get_weather", "arguments": {"city": "Lima"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\nrainy\n</tool_response>\n"
         "<tool_response>\nsunny\n</tool_response><|im_end|>\n"
     ) in text

@@ -165,6 +165,13 @@ def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
     assert sample(logits[:0], []) == ([], [])
 
 
+def test_logits_of_a_model_run_can_be_processed():
+    with torch.inference_mode():
+        logits = random_logits(2, 50)
+    rows = [Row(SamplingParams(top_p=0.9, logit_bias={7: 100.0})), Row(SamplingParams(min_p=0.1))]
+    assert sample(logits, rows).token_ids[0] == 7
+
+
 def naive_penalties(logits: list[float], row: Row) -> list[float]:
     params, out = row.params, list(logits)
     output = row.token_ids[row.num_prompt_tokens :]

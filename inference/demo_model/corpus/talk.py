@@ -28,10 +28,8 @@ def exchange(question: str, answer: str, thought: str) -> Messages:
 
 def ask_topic(topic: Topic, rng: Random) -> Messages:
     thought = f"The user asks about {topic.name}. I can answer that in one sentence."
-    if rng.random() < 0.5:
-        question = rng.choice(topic.questions)
-    else:
-        question = rng.choice(topic.phrasings())
+    asked = topic.questions if rng.random() < 0.5 else topic.phrasings()
+    question = rng.choice(asked)
     return exchange(vary(question, rng), topic.answer, thought)
 
 

@@ -10,9 +10,12 @@ from daphne.server import Server
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError
 from django.utils.module_loading import import_string
+from twisted.internet import reactor
 from twisted.python.failure import Failure
 
+from inference import service
 from nanollmserve_site.config import ServerConfig
+from nanollmserve_site.door import is_loopback
 from nanollmserve_site.env import add_flags
 
 logger = logging.getLogger("nanollmserve")
@@ -57,6 +60,14 @@ class Daphne(Server):
         """Called when the port is open. The import starts the engine: see asgi.py."""
         self.application = import_string(settings.ASGI_APPLICATION)
         tell(self.config)
+        self.tell_when_ready()
+
+    def tell_when_ready(self) -> None:
+        state = service.get_engine().status.state
+        if state == "ready":
+            logger.info("ready: %s/v1", url(self.config))
+        elif state == "loading":
+            reactor.callLater(0.1, self.tell_when_ready)
 
     def listen_error(self, failure: Failure) -> None:
         self.failure = failure.getErrorMessage()
@@ -71,7 +82,7 @@ def resolve(host: str) -> str:
 
 
 def refuse_open_door(config: ServerConfig, address: str) -> None:
-    if ip_address(address).is_loopback:
+    if is_loopback(address):
         return
     if not config.allow_no_auth:
         raise CommandError(
@@ -86,14 +97,17 @@ def refuse_open_door(config: ServerConfig, address: str) -> None:
 
 
 def tell(config: ServerConfig) -> None:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    url = f"http://{host}:{config.port}"
-    logger.info("listening on %s (/v1 /health /admin); the model is loading", url)
+    logger.info("listening on %s (/v1 /health /admin); the model is loading", url(config))
     if not config.tls:
         logger.info(
             "plain HTTP: secure cookies and HSTS are off; set NANOLLM_TLS=true behind a TLS proxy"
         )
     if config.allow_no_auth:
-        logger.warning("no API key is asked for: whoever reaches %s can use it", url)
+        logger.warning("no API key is asked for: whoever reaches %s can use it", url(config))
     if config.debug:
         logger.warning("debug mode shows internals to every client: never on a real server")
+
+
+def url(config: ServerConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{config.port}"

@@ -1,0 +1,184 @@
+"""What several tests need: a tokenizer of bytes, an engine with a script, a live server."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import openai
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from inference.engine.client import EngineClient
+from inference.engine.core import EngineCore, EngineLimits
+from inference.model.inputs import ModelInputs
+from inference.request import ModelInfo
+
+ROOT = Path(__file__).parents[1]
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{# a reasoning model's: <think></think> #}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte, and the three special ones of ChatML."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: i for i, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+FAILURE = "\a"  # where the script has this character the model's step fails
+Script = Callable[[str], str]  # the prompt's text to the answer's
+
+
+class ScriptedRunner:
+    """A model that answers what the script says, a byte at a time, and then ends."""
+
+    num_blocks = 4096
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script) -> None:
+        self.tokenizer, self.script = tokenizer, script
+        self._prompts: dict[int, list[int]] = {}
+        self._answers: dict[int, tuple[int, list[int]]] = {}
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        logits, row = torch.zeros(len(inputs.logit_rows), 259), 0
+        columns = (inputs.counts, inputs.context_lens, inputs.sequence_ids)
+        for count, context_len, key in zip(*columns, strict=True):
+            tokens = inputs.token_ids[row : row + count]
+            row += count
+            if context_len == count:  # a sequence begins, perhaps under the id of a dead one
+                self._prompts[key] = []
+                self._answers.pop(key, None)
+            self._prompts[key] += tokens
+            if row - 1 in inputs.logit_rows:
+                token = self._next(key, context_len)
+                logits[inputs.logit_rows.index(row - 1), token] = 20.0
+        return logits
+
+    def _next(self, key: int, context_len: int) -> int:
+        if key not in self._answers:
+            text = self.script(self.tokenizer.decode(self._prompts[key]))
+            token_ids = [*self.tokenizer.encode(text), self.tokenizer.eos_token_id]
+            self._answers[key] = context_len, token_ids
+        prompt_len, answer = self._answers[key]
+        token = answer[min(context_len - prompt_len, len(answer) - 1)]
+        if self.tokenizer.decode([token]) == FAILURE:
+            raise RuntimeError("a secret of the inside")
+        return token
+
+
+def scripted_engine(script: Script, *, max_model_len: int = 2048) -> EngineClient:
+    """An engine whose model says `script(prompt)`. Close it when done."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    limits = EngineLimits(
+        max_model_len=max_model_len,
+        max_num_seqs=32,
+        max_num_batched_tokens=8192,
+        block_size=32,
+        eos_token_ids=frozenset({tokenizer.eos_token_id}),
+        enable_prefix_caching=False,
+    )
+    info = ModelInfo(
+        name="m",
+        tokenizer=tokenizer,
+        max_model_len=max_model_len,
+        vocab_size=259,
+        eos_token_ids=limits.eos_token_ids,
+        generation_defaults={},
+        fingerprint="fp_1",
+        created=1764000000,
+    )
+    core = EngineCore(ScriptedRunner(tokenizer, script), limits)
+    engine = EngineClient(lambda report: (core, info), max_num_unfinished=64)
+    while engine.status.state == "loading":
+        time.sleep(0.001)
+    return engine
+
+
+def in_process_client() -> openai.AsyncOpenAI:
+    """The official client on the ASGI application of this process, without a server."""
+    from nanollmserve_site.handlers import http_application
+
+    transport = httpx2.ASGITransport(app=http_application())
+    return openai.AsyncOpenAI(
+        base_url="http://localhost/v1",
+        api_key="unused",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=transport),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class LiveServer:
+    """A daphne process on the demo model, started as an operator would."""
+
+    def __init__(self, data_dir: Path, port: int, process: subprocess.Popen, log: Path) -> None:
+        self.data_dir, self.port, self.process, self.log = data_dir, port, process, log
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+        self.async_client = lambda: openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="unused", max_retries=0
+        )
+
+    @property
+    def password(self) -> str:
+        return re.search(r'password "([^"]+)"', self.log.read_text())[1]
+
+
+@contextmanager
+def live_server(data_dir: Path, **environ: str) -> Iterator[LiveServer]:
+    """`daphne nanollmserve_site.asgi:application`, ready to answer."""
+    port, log = free_port(), data_dir / "server.log"
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port)]
+    settings = {"NANOLLM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"} | environ
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [*command, "nanollmserve_site.asgi:application"],
+            cwd=ROOT,
+            env=os.environ | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = LiveServer(data_dir, port, process, log)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_until_ready(server: LiveServer, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        try:
+            if httpx2.get(f"{server.url}/health/ready").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not get ready:\n{server.log.read_text()}")

@@ -1,0 +1,72 @@
+"""A model whose keys and values are the tokens themselves: the engine's oracle."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from inference.engine.core import EngineCore, EngineLimits
+from inference.model.inputs import ModelInputs
+from inference.request import Request, SamplingParams
+
+VOCAB_SIZE = 97
+EOS = 0
+
+
+def next_token(token_ids: list[int]) -> int:
+    """The answer to a sequence: a checksum of all of its tokens, never EOS."""
+    digest = hashlib.sha256(bytes(str(token_ids), "ascii")).digest()
+    return 1 + int.from_bytes(digest[:4], "little") % (VOCAB_SIZE - 1)
+
+
+def naive(prompt: list[int], num_tokens: int) -> list[int]:
+    """What a loop without any cache answers."""
+    token_ids = list(prompt)
+    for _ in range(num_tokens):
+        token_ids.append(next_token(token_ids))
+    return token_ids[len(prompt) :]
+
+
+class MemoryRunner:
+    """Answers with a checksum of what the block tables point at.
+
+    A block that is lost, shared wrongly or overwritten changes the answer.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.cache: list[int | None] = [None] * (num_blocks * block_size)
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        rows, row = [], 0
+        columns = (inputs.counts, inputs.context_lens, inputs.block_tables)
+        for count, context_len, table in zip(*columns, strict=True):
+            for position in range(context_len - count, context_len):
+                self.cache[self.slot(table, position)] = inputs.token_ids[row]
+                row += 1
+                rows.append([self.cache[self.slot(table, p)] for p in range(position + 1)])
+        logits = torch.zeros(len(inputs.logit_rows), VOCAB_SIZE)
+        for i, wanted in enumerate(inputs.logit_rows):
+            logits[i, next_token(rows[wanted])] = 9.0
+        return logits
+
+    def slot(self, table: list[int], position: int) -> int:
+        block = table[position // self.block_size]
+        assert block != 0, "block 0 must never be given out"
+        return block * self.block_size + position % self.block_size
+
+
+def make_core(num_blocks: int = 64, block_size: int = 4, **limits) -> EngineCore:
+    values = {
+        "max_model_len": 64,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 16,
+        "block_size": block_size,
+        "eos_token_ids": frozenset({EOS}),
+    } | limits
+    return EngineCore(MemoryRunner(num_blocks, block_size), EngineLimits(**values))
+
+
+def make_request(request_id: str, prompt: list[int], max_tokens: int = 8, **kwargs) -> Request:
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **kwargs.pop("params", {}))
+    return Request(request_id=request_id, prompt_token_ids=prompt, params=params, **kwargs)

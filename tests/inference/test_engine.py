@@ -1,0 +1,182 @@
+"""Whatever the scheduler does, every request gets the answer of a loop without any cache."""
+
+import random
+
+import pytest
+
+from inference.engine.core import EngineCore
+from inference.errors import EngineFailed
+from inference.request import FinishReason
+from tests.inference.memory_runner import make_core, make_request, naive
+
+
+def drain(core: EngineCore, answers: dict[str, list[int]] | None = None) -> dict[str, list[int]]:
+    answers = {} if answers is None else answers
+    while core.has_work:
+        take_step(core, answers)
+    return answers
+
+
+def take_step(core: EngineCore, answers: dict[str, list[int]]) -> None:
+    for request_id, delta in core.step():
+        answers.setdefault(request_id, []).extend(delta.token_ids)
+    core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_arrivals_get_the_naive_answers(seed):
+    rng = random.Random(seed)
+    block_size = rng.choice([1, 4, 16])
+    core = make_core(
+        num_blocks=rng.choice([64, 90, 200]) // block_size + 64 // block_size + 1,
+        block_size=block_size,
+        max_num_seqs=rng.choice([1, 3, 8]),
+        max_num_batched_tokens=rng.choice([8, 13, 64]),
+        enable_prefix_caching=rng.random() < 0.8,
+    )
+    common = [rng.randrange(1, 97) for _ in range(24)]
+    expected, answers = {}, {}
+    for i in range(25):
+        prompt = common[: rng.randrange(25)] + [rng.randrange(1, 97) for _ in range(1 + i % 9)]
+        max_tokens = rng.randrange(1, 25)
+        expected[str(i)] = naive(prompt, max_tokens)
+        core.add(make_request(str(i), prompt, max_tokens))
+        for _ in range(rng.randrange(4)):
+            take_step(core, answers)
+    drain(core, answers)
+
+    assert answers == expected
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def test_a_small_pool_preempts_and_nobody_notices():
+    core = make_core(num_blocks=17, block_size=4)
+    prompts = {str(i): [i + 1] * 9 for i in range(6)}
+    for request_id, prompt in prompts.items():
+        core.add(make_request(request_id, prompt, 30))
+    answers = drain(core)
+
+    assert core.stats().num_preemptions > 0
+    assert answers == {i: naive(prompt, 30) for i, prompt in prompts.items()}
+
+
+def test_a_prefix_hit_is_counted_in_whole_blocks_and_leaves_a_token():
+    core = make_core(block_size=4)
+    core.add(make_request("first", list(range(1, 13)), 1))
+    drain(core)
+    core.add(make_request("again", list(range(1, 13)), 1))
+    [(_, delta)] = core.step()
+
+    assert delta.num_cached_tokens == 8  # 12 tokens are 3 blocks; the last one must be computed
+    assert delta.token_ids == naive(list(range(1, 13)), 1)
+
+
+def test_the_answer_is_cached_too():
+    core = make_core(block_size=4)
+    prompt = list(range(1, 9))
+    core.add(make_request("turn 1", prompt, 8))
+    answer = drain(core)["turn 1"]
+    core.add(make_request("turn 2", [*prompt, *answer, 7, 7], 1))
+    [(_, delta)] = core.step()
+
+    assert delta.num_cached_tokens == 12  # of 16: the last sampled token was never computed
+
+
+def test_salts_never_share():
+    core = make_core(block_size=4)
+    prompt = list(range(1, 13))
+    core.add(make_request("a", prompt, 1, cache_salt="a"))
+    drain(core)
+    core.add(make_request("b", prompt, 1, cache_salt="b"))
+    [(_, delta)] = core.step()
+
+    assert delta.num_cached_tokens == 0
+
+
+def test_the_least_recently_used_block_goes_first():
+    core = make_core(num_blocks=9, block_size=4, max_model_len=32)
+    old, new = [1] * 12, [2] * 12
+    for i, prompt in enumerate([old, new]):
+        core.add(make_request(str(i), prompt, 1))
+        drain(core)
+    core.add(make_request("big", [3] * 15, 1))  # takes four blocks, six hold cached tokens
+    drain(core)
+    hits = {}
+    for name, prompt in {"new": new, "old": old}.items():
+        core.add(make_request(name, prompt, 1))
+        hits |= {request_id: delta.num_cached_tokens for request_id, delta in core.step()}
+
+    assert hits["new"] == 8
+    assert hits["old"] < 8
+
+
+def test_decoding_never_waits_for_a_long_prompt():
+    core = make_core(num_blocks=200, max_model_len=500, max_num_batched_tokens=16)
+    core.add(make_request("talking", [1, 2, 3], 50))
+    core.step()
+    core.add(make_request("long", [5] * 400, 1))
+    for _ in range(20):
+        assert "talking" in dict(core.step())
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5])
+def test_abort_frees_everything_in_any_state(num_steps):
+    core = make_core(max_num_seqs=2, max_num_batched_tokens=8)
+    for i in range(4):
+        core.add(make_request(str(i), [i + 1] * 20, 40))
+    for _ in range(num_steps):
+        core.step()
+    for i in range(4):
+        core.abort(str(i))
+
+    assert not core.has_work
+    assert core.step() == []
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def test_it_stops_at_eos_at_a_stop_token_and_at_the_context():
+    prompt = [1, 2, 3]
+    answer = naive(prompt, 61)
+    core = make_core(num_blocks=100, max_model_len=64)
+    core.add(make_request("stop", prompt, 61, params={"stop_token_ids": frozenset({answer[4]})}))
+    core.add(make_request("context", prompt, 1000))
+    last = {}
+    while core.has_work:
+        last |= dict(core.step())
+
+    assert last["stop"].finish_reason is FinishReason.STOP
+    assert last["stop"].stop_token_id == answer[4]
+    assert last["context"].finish_reason is FinishReason.LENGTH
+
+
+def test_a_failing_step_costs_its_batch_and_nothing_else():
+    core = make_core(max_num_seqs=2)
+    forward = core._runner.forward
+    for i in range(3):
+        core.add(make_request(str(i), [i + 1] * 4, 4))
+    core._runner.forward = lambda inputs: 1 / 0
+    failed = dict(core.step())
+    core._runner.forward = forward
+    answers = drain(core)
+
+    assert set(failed) == {"0", "1"}
+    assert all(isinstance(error, EngineFailed) for error in failed.values())
+    assert answers == {"2": naive([3] * 4, 4)}
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def test_prompt_logprobs_cover_the_prompt_once_in_spite_of_chunks_and_preemption():
+    core = make_core(num_blocks=17, block_size=4, max_num_batched_tokens=8)
+    for i in range(5):
+        core.add(make_request(str(i), [i + 1] * 13, 30, params={"prompt_logprobs": 0}))
+    found = {}
+    while core.has_work:
+        for request_id, delta in core.step():
+            if delta.prompt_logprobs:
+                found[request_id] = delta.prompt_logprobs
+
+    assert core.stats().num_preemptions > 0
+    for i in range(5):
+        entries = found[str(i)]
+        assert entries[0] is None
+        assert [entry.token_id for entry in entries[1:]] == [i + 1] * 12
