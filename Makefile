@@ -45,7 +45,7 @@ clean: ## remove what make made; the data folder stays
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(\
 	    "nanoLLMServe needs Python 3.11 or newer, this is " + sys.version.split()[0] + \
 	    "; name another: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements.txt
 	@touch $@
 

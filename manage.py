@@ -14,8 +14,12 @@ def main() -> None:
         if sys.argv[1:2] == ["serve"]:
             turn_flags_into_variables(sys.argv[2:])
         execute_from_command_line(sys.argv)
-    except (CommandError, ImproperlyConfigured) as error:
-        sys.exit(f"error: {error}")
+    except CommandError as error:  # a flag that does not exist
+        sys.exit(str(error))
+    except ImproperlyConfigured as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def turn_flags_into_variables(flags: list[str]) -> None:

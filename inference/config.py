@@ -58,5 +58,12 @@ class EngineConfig:
     block_size: int = setting(32, "Tokens in one KV cache block.", minimum=1, maximum=1024)
     enable_prefix_caching: bool = setting(True, "Reuse the KV cache of common prefixes.")
     seed: int | None = setting(
-        None, "Seed of requests that bring none; random by default.", minimum=0
+        None,
+        "Seed of requests that bring none; random by default.",
+        minimum=0,
+        maximum=2**63 - 1,
     )
+
+    def token_budget(self, device_type: str) -> int:
+        """Tokens of one step: on a CPU so few that a long prompt delays no stream noticeably."""
+        return self.max_num_batched_tokens or (128 if device_type == "cpu" else 8192)

@@ -93,7 +93,7 @@ def _limits(
 ) -> EngineLimits:
     """What the scheduler may do. A model without a paged cache runs one sequence at a time."""
     max_num_seqs = config.max_num_seqs if loaded.paged else 1
-    budget = config.max_num_batched_tokens or (128 if loaded.device.type == "cpu" else 8192)
+    budget = config.token_budget(loaded.device.type)
     if config.max_num_batched_tokens and budget < max_num_seqs:
         raise ModelLoadError(
             f"max_num_batched_tokens={budget} must be at least max_num_seqs={max_num_seqs}."

@@ -12,15 +12,17 @@ from importlib.metadata import version
 
 import django
 from channels.routing import ProtocolTypeRouter
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 try:
-    django.setup()
+    if not apps.ready:  # `serve` has set Django up, and set daphne's log level since
+        django.setup()
 except ImproperlyConfigured as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"Error: {error}")
 
 # Only now can anything be imported that has models.
 from inference import service
@@ -28,6 +30,7 @@ from nanollmserve_site import __version__, first_start
 from nanollmserve_site.door import loopback_only
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application
+from nanollmserve_site.request_id import with_request_id
 
 logger = logging.getLogger("nanollmserve")
 
@@ -62,7 +65,7 @@ atexit.register(service.close)
 
 application = ProtocolTypeRouter(
     {
-        "http": guard(loopback_only(http_application())),
+        "http": with_request_id(guard(loopback_only(http_application()))),
         "websocket": refuse_websocket,
         "lifespan": lifespan,
     }

@@ -1,10 +1,35 @@
 """Without API keys only this machine is served, unless the operator says otherwise."""
 
+import socket
 from ipaddress import ip_address
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
+from nanollmserve_site.config import ServerConfig
 from nanollmserve_site.guard import Application, Message, Receive, Send, error_messages
+
+
+def safe_address(config: ServerConfig) -> str:
+    """The address to listen on. Raises ImproperlyConfigured if others could come in unasked."""
+    named = f"--host (NANOLLM_HOST) is {config.host!r}"
+    try:
+        address = str(socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ImproperlyConfigured(f"{named}: {error.strerror}.") from None
+    if is_loopback(address):
+        return address
+    if not config.allow_no_auth:
+        raise ImproperlyConfigured(
+            f"{named}, which others can reach, and no API key is asked for. "
+            "Listen on 127.0.0.1, or add --allow-no-auth (NANOLLM_ALLOW_NO_AUTH)."
+        )
+    if ip_address(address).is_unspecified and not config.allowed_hosts:
+        raise ImproperlyConfigured(
+            f"{named}: name the hosts that clients will ask for "
+            "with --allowed-hosts (NANOLLM_ALLOWED_HOSTS), or * for any."
+        )
+    return address
 
 
 def loopback_only(app: Application) -> Application:

@@ -1,5 +1,6 @@
 """Django's settings. What an operator can choose is declared in the three configs."""
 
+import logging
 import os
 
 from dotenv import load_dotenv
@@ -117,21 +118,46 @@ if SERVER.tls:
 else:  # on plain HTTP a browser would send no secure cookie back; `serve` says so
     SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W012", "security.W016"]
 
+
+def is_unexpected(record: logging.LogRecord) -> bool:
+    """Django logs every 4xx and 5xx answer; those that we give on purpose are no news."""
+    return record.exc_info is not None
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None  # anybody can send a wrong Host header, as often as they like
+    return True
+
+
+CALLBACK = "django.utils.log.CallbackFilter"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {
+        "request": {"()": "nanollmserve_site.request_id.AddRequestId"},
+        "unexpected": {"()": CALLBACK, "callback": is_unexpected},
+        "short": {"()": CALLBACK, "callback": without_traceback},
+    },
     "formatters": {
         "line": {
-            "format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+            "format": "%(asctime)s %(levelname)-7s %(name)s%(request)s: %(message)s",
             "datefmt": "%Y-%m-%d %H:%M:%S",
         }
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["request"],
+        }
+    },
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         # Django's own handlers would print a line twice, or mail it.
         "django": {"handlers": [], "level": SERVER.log_level},
-        "daphne": {"level": "INFO"},
+        "django.request": {"filters": ["unexpected"]},
+        "django.security.DisallowedHost": {"filters": ["short"]},
+        "daphne": {"level": "INFO"},  # says where it listens
         "inference": {"level": SERVER.log_level},
         "openai_api": {"level": SERVER.log_level},
         "nanollmserve": {"level": SERVER.log_level},

@@ -1,8 +1,12 @@
 """What the API can be told. Each field is also a flag of `serve` and a NANOLLM_* variable."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from inference.config import setting
+
+def setting(default: Any, help: str, **facts: Any) -> Any:
+    """A dataclass field with the metadata that `nanollmserve_site.env` reads."""
+    return field(default=default, metadata={"help": help, **facts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,8 +61,8 @@ class Record:
         if self.answers:
             self._count_tokens(row)
         logger.info(
-            "%s %s %s %s in %.3f s, %s prompt + %s completion tokens%s",
-            row.endpoint, row.status or "-", row.outcome, row.id, row.duration_s,
+            "%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
+            row.endpoint, row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
         )  # fmt: skip

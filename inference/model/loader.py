@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -85,7 +86,6 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     layers, reason = parity.enter_paged(model, max_model_len, token_ids, logits)
     if reason is not None:
         logger.warning("%s answers one request at a time: %s.", config.model, reason)
-        report(f"{config.model} answers one request at a time: {reason}")
     return LoadedModel(
         name=config.model,
         model=model,
@@ -179,6 +179,8 @@ def read_config(config: EngineConfig, folder: Path) -> PreTrainedConfig:
     names = hf_config.architectures or []
     generative = ("CausalLM", "LMHead", "ConditionalGeneration")
     known = remote or type(hf_config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(hf_config) in MODEL_FOR_MASKED_LM_MAPPING:  # BERT and its kin can be either
+        known = getattr(hf_config, "is_decoder", False)
     if not known or (names and not any(part in name for name in names for part in generative)):
         kind = ", ".join(names) or content.get("model_type", "unknown")
         raise ModelLoadError(f"{config.model} ({kind}) is not a causal language model.")

@@ -1,8 +1,10 @@
 """A Hugging Face model run over a paged KV cache."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,13 +36,21 @@ def allocate_caches(
     would copy the whole of what they share. Zeros, because a masked slot is still read.
     """
 
-    def zeros(layer: LayerSpec, head_dim: int) -> Tensor:
+    def empty(layer: LayerSpec, head_dim: int) -> Tensor:
         shape = (num_blocks, layer.num_kv_heads, block_size, head_dim)
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+        return lazy_zeros(shape, model.dtype, model.device)
 
     return [
-        LayerCache(zeros(spec, spec.k_head_dim), zeros(spec, spec.v_head_dim)) for spec in layers
+        LayerCache(empty(spec, spec.k_head_dim), empty(spec, spec.v_head_dim)) for spec in layers
     ]
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU they take memory only once they are written to, unlike torch's own."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # the kernel's zero page
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 @torch.inference_mode()

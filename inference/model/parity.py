@@ -46,6 +46,8 @@ def enter_paged(
 
     `expected` are the `plain_logits` of `token_ids`. A model that cannot is left as it was.
     """
+    if getattr(model, "_is_stateful", False):
+        return [], "it keeps recurrent state"
     plain = model.config._attn_implementation
     layers: list[LayerSpec] = []
     try:
@@ -92,8 +94,6 @@ def find_layers(model: PreTrainedModel) -> list[LayerSpec]:
 def objection(model: PreTrainedModel, layers: list[LayerSpec], max_model_len: int) -> str | None:
     """Why the model cannot be paged, as far as 24 tokens may not show it."""
     config = model.config.get_text_config(decoder=True)
-    if getattr(model, "_is_stateful", False):
-        return "it keeps recurrent state"
     if len(layers) < config.num_hidden_layers:
         return "not all of its layers use transformers' attention interface"
     types = getattr(config, "layer_types", None) or []
@@ -136,10 +136,15 @@ def compare(
         sequence_ids=[1, 0],
     )
     logits = torch.cat([forward_paged(model, inputs, caches) for inputs in (first, second)])
-    error = relative_error(logits, expected)
-    if error <= TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE):
+    if agree(model, logits, expected):
         return None
-    return f"the logits of its paged path are off by {error:.1%}"
+    return f"the logits of its paged path are off by {relative_error(logits, expected):.1%}"
+
+
+def agree(model: PreTrainedModel, logits: Tensor, expected: Tensor) -> bool:
+    """Whether the two differ by no more than rounding in the model's dtype."""
+    tolerance = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
+    return relative_error(logits, expected) <= tolerance
 
 
 def relative_error(logits: Tensor, expected: Tensor) -> float:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
+from inference.model import parity
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel
 from inference.model.memory import cache_memory, readable
@@ -33,15 +35,13 @@ class ModelRunner:
         self.kv_cache_bytes = self.num_blocks * block_bytes(loaded, config)
         if self.max_model_len < loaded.max_model_len:
             report(f"max_model_len lowered to {self.max_model_len}: the KV cache holds no more")
-        report(f"KV cache: {self.num_blocks - 1} blocks, {readable(self.kv_cache_bytes)}")
         try:
             self._caches = allocate_caches(
                 loaded.layers, self.num_blocks, config.block_size, loaded.model
             )
         except (RuntimeError, MemoryError) as error:
-            raise ModelLoadError(
-                f"A KV cache of {readable(self.kv_cache_bytes)} does not fit: lower kv_cache_memory."
-            ) from error
+            size = readable(self.kv_cache_bytes)
+            raise ModelLoadError(f"No memory for {size} of KV cache: lower it.") from error
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Float32 logits `[len(inputs.logit_rows), vocab_size]`."""
@@ -68,14 +68,32 @@ class SequentialRunner:
         self._model = loaded.model
         self.max_model_len = loaded.max_model_len
         self.num_blocks = num_blocks_for(loaded.max_model_len, config.block_size) + 1
-        accepted = inspect.signature(loaded.model.forward).parameters
-        self._cache_name = next((name for name in CACHE_NAMES if name in accepted), CACHE_NAMES[0])
+        self._accepted = inspect.signature(loaded.model.forward).parameters
+        self._cache_name = next((name for name in CACHE_NAMES if name in self._accepted), None)
         self._forget()
+        if not self._continues():
+            self._cache_name = None
+            logger.warning("%s has no usable cache: each token repeats all before.", loaded.name)
 
     def _forget(self) -> None:
         self._cache: Any = None
         self._sequence_id: int | None = None
-        self._num_cached_tokens = 0
+        self._token_ids: list[int] = []
+
+    def _continues(self) -> bool:
+        """Whether going on from the model's cache gives what computing everything at once does."""
+        token_ids, expected = parity.plain_logits(self._model, MIN_MODEL_LEN)
+        bounds = [0, *range(MIN_MODEL_LEN - 4, MIN_MODEL_LEN + 1)]
+        logits = []
+        try:
+            for start, end in pairwise(bounds):
+                rows = list(range(end - start))
+                inputs = ModelInputs(token_ids[start:end], [len(rows)], [end], [[]], rows, [0])
+                logits.append(self.forward(inputs))
+        except Exception:
+            logger.debug("the model's cache failed", exc_info=True)
+            return False
+        return parity.agree(self._model, torch.cat(logits), expected)
 
     @torch.inference_mode()
     def forward(self, inputs: ModelInputs) -> Tensor:
@@ -87,18 +105,29 @@ class SequentialRunner:
         start = context_len - len(inputs.token_ids)
         if start == 0:
             self._forget()
-        elif (sequence_id, start) != (self._sequence_id, self._num_cached_tokens):
+        elif (sequence_id, start) != (self._sequence_id, len(self._token_ids)):
             raise RuntimeError("the sequence is not the one whose state is kept")
-        device = self._model.device
-        output = self._model(
-            input_ids=torch.tensor([inputs.token_ids], device=device),
-            use_cache=True,
-            logits_to_keep=torch.tensor(inputs.logit_rows, dtype=torch.long, device=device),
-            **{self._cache_name: self._cache},
-        )
+        self._sequence_id, self._token_ids = sequence_id, self._token_ids + inputs.token_ids
+        if self._cache_name is None:
+            rows = [start + row for row in inputs.logit_rows]
+            return self._run(0, rows, use_cache=False).logits[0].float()
+        kept = {"use_cache": True, self._cache_name: self._cache}
+        output = self._run(start, inputs.logit_rows, **kept)
         self._cache = output[self._cache_name]
-        self._sequence_id, self._num_cached_tokens = sequence_id, context_len
         return output.logits[0].float()
+
+    def _run(self, start: int, logit_rows: list[int], **settings: Any) -> Any:
+        """Run the model over the sequence from `start` on. Some families count from 0 untold."""
+        if "position_ids" in self._accepted:
+            settings["position_ids"] = self._tensor(list(range(start, len(self._token_ids))))[None]
+        return self._model(
+            input_ids=self._tensor(self._token_ids[start:])[None],
+            logits_to_keep=self._tensor(logit_rows),
+            **settings,
+        )
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._model.device)
 
     def warmup(self) -> None:
         """Run once, so that the first request does not pay for what torch sets up lazily."""
@@ -151,7 +180,7 @@ def size_cache(loaded: LoadedModel, config: EngineConfig) -> tuple[int, int]:
 def activation_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
     """A generous guess at what a step needs on a GPU besides weights and cache."""
     text_config = loaded.model.config.get_text_config(decoder=True)
-    num_tokens = config.max_num_batched_tokens or 8192
-    width = 16 * text_config.hidden_size + 4 * (getattr(text_config, "intermediate_size", 0) or 0)
+    num_tokens = config.token_budget(loaded.device.type)
+    width = 32 * text_config.hidden_size
     logits = 4 * config.max_num_seqs * loaded.vocab_size * torch.float32.itemsize
     return num_tokens * width * loaded.dtype.itemsize + logits + 2**30

@@ -102,7 +102,7 @@ def process(logits: Tensor, row: SamplingRow) -> None:
     if banned:
         logits[token_index(banned, logits)] = -torch.inf
     if params.logit_bias:
-        bias = {id_: value for id_, value in params.logit_bias.items() if id_ < len(logits)}
+        bias = {id_: value for id_, value in params.logit_bias.items() if 0 <= id_ < len(logits)}
         values = torch.tensor(list(bias.values()), device=logits.device)
         logits[token_index(bias, logits)] += values
     penalize(logits, row)
@@ -123,8 +123,7 @@ def keep_only(logits: Tensor, token_ids: Collection[int]) -> None:
 
 def completes(token_ids: list[int], bad: tuple[int, ...]) -> bool:
     """Whether the last token of `bad` would complete it."""
-    num_before = len(bad) - 1
-    return num_before == 0 or tuple(token_ids[-num_before:]) == bad[:-1]
+    return bool(bad) and tuple(token_ids[len(token_ids) - len(bad) + 1 :]) == bad[:-1]
 
 
 def penalize(logits: Tensor, row: SamplingRow) -> None:
@@ -183,7 +182,7 @@ def take(rows: Tensor, index: list[int] | Tensor) -> Tensor:
 def draw(logits: Tensor, warp: Warp) -> Tensor:
     """Sampled tokens `[n, 1]` of `logits` `[n, vocab_size]`, which are used up.
 
-    In place wherever possible: the kernel maps fresh memory of this size slower than torch fills it.
+    Work goes on in place: fresh memory of this size costs more page faults than arithmetic.
     """
     scaled = warp.apply_(logits)
     tokens = torch.empty(len(logits), 1, dtype=torch.long, device=logits.device)

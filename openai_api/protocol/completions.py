@@ -1,5 +1,6 @@
 """Segments to text completions; the same shape serves as chunk and as whole."""
 
+import codecs
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -7,7 +8,20 @@ from contextlib import aclosing
 from openai_api.answers import Answer, Segment, follow
 from openai_api.protocol.chat import usage
 from openai_api.protocol.ids import new_id
-from openai_api.protocol.logprobs import finite, token_text
+from openai_api.protocol.logprobs import finite, token_bytes, token_text
+
+
+class Offset:
+    """Where each token of a text begins, in characters; a token may be half a character."""
+
+    def __init__(self) -> None:
+        self._num_chars = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def before(self, raw: bytes) -> int:
+        start = self._num_chars
+        self._num_chars += len(self._decoder.decode(raw))
+        return start
 
 
 class CompletionChunks:
@@ -18,7 +32,7 @@ class CompletionChunks:
         self._with_logprobs = body.get("logprobs") is not None
         self._with_usage = bool(body["stream_options"].get("include_usage"))
         self._tokenizer = answers[0].model.tokenizer
-        self._offsets = [0] * len(answers)
+        self._offsets = [Offset() for _ in answers]
         self.head = {
             "id": body.get("request_id") or new_id("cmpl").replace("_", "-"),
             "object": "text_completion",
@@ -59,8 +73,8 @@ class CompletionChunks:
             columns["tokens"].append(token)
             columns["token_logprobs"].append(finite(entry.logprob))
             columns["top_logprobs"].append(top | {token: finite(entry.logprob)})
-            columns["text_offset"].append(self._offsets[index])
-            self._offsets[index] += len(token)
+            offset = self._offsets[index].before(token_bytes(self._tokenizer, entry.token_id))
+            columns["text_offset"].append(offset)
         return columns
 
     def _finish(self, index: int) -> dict:

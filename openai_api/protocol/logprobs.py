@@ -24,12 +24,15 @@ def chat_logprobs(tokenizer: Any, entries: list[TokenLogprob]) -> list[dict]:
 
 def _token(tokenizer: Any, token_id: int, logprob: float) -> dict:
     raw = token_bytes(tokenizer, token_id)
-    text = raw.decode(errors="backslashreplace")
-    return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+    return {"token": readable(raw), "logprob": finite(logprob), "bytes": list(raw)}
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    return token_bytes(tokenizer, token_id).decode(errors="backslashreplace")
+    return readable(token_bytes(tokenizer, token_id))
+
+
+def readable(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
 
 
 def token_bytes(tokenizer: Any, token_id: int) -> bytes:

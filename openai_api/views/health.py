@@ -1,5 +1,7 @@
 """Whether the process lives, and whether it can answer. Without checks, rows or waiting."""
 
+from dataclasses import asdict
+
 from django.http import HttpRequest, JsonResponse
 
 from inference.errors import EngineNotReady
@@ -9,8 +11,10 @@ from openai_api.errors import as_api_error, error_body
 
 async def live(request: HttpRequest) -> JsonResponse:
     """GET /health: 200 as long as the process answers and its engine has not died."""
-    state = get_engine().status.state
-    return JsonResponse({"status": state}, status=200 if state in ("loading", "ready") else 503)
+    engine = get_engine()
+    state = engine.status.state
+    body = {"status": state, "stage": engine.status.stage, **asdict(engine.stats)}
+    return JsonResponse(body, status=200 if state in ("loading", "ready") else 503)
 
 
 async def ready(request: HttpRequest) -> JsonResponse:

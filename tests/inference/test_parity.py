@@ -10,7 +10,7 @@ from inference.model import parity
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel, load_model
 from inference.model.runner import ModelRunner, SequentialRunner, make_runner
-from tests.inference.tiny_models import FAMILIES, VOCAB_SIZE, make_model, save_model
+from tests.inference.tiny_models import FAMILIES, RECURRENT, VOCAB_SIZE, make_model, save_model
 
 NUM_NEW = 10
 
@@ -92,7 +92,7 @@ def test_layers_are_found_by_a_probe(tmp_path):
     assert [spec.sliding_window for spec in loaded.layers] == [9, None, 9]
 
 
-@pytest.mark.parametrize("family", ["mamba", "bloom"])
+@pytest.mark.parametrize("family", [*RECURRENT, "bloom"])
 def test_what_cannot_be_paged_runs_sequentially(family, tmp_path, caplog):
     loaded, oracle = load(tmp_path, family)
     assert not loaded.paged

@@ -89,7 +89,7 @@ def test_draws_follow_the_warped_softmax(settings):
     assert likely <= set(counts)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.1, 2.0])
 def test_ladder_equals_the_full_sort(scale, monkeypatch):
     settings = [
         {"top_k": 50},
@@ -100,7 +100,7 @@ def test_ladder_equals_the_full_sort(scale, monkeypatch):
         {"top_p": 0.9999, "min_p": 0.01},
         {"top_k": 150_000, "top_p": 0.95},
     ]
-    rows = [Row(SamplingParams(**kind), noise_key=key) for kind in settings for key in range(3)]
+    rows = [Row(SamplingParams(**kind), noise_key=key) for kind in settings for key in range(2)]
     logits = random_logits(1, 150_000, scale=scale).expand(len(rows), -1)
     fast = sample(logits.clone(), rows).token_ids
     monkeypatch.setattr(sampler, "LADDER", ())

@@ -63,7 +63,18 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gpt_oss": {"sliding_window": 9, **MOE},
     "deepseek_v3": MLA,
 }
-RECURRENT: dict[str, dict[str, object]] = {"mamba": {"state_size": 8}}
+RECURRENT: dict[str, dict[str, object]] = {
+    "mamba": {"state_size": 8},
+    # Hybrid, and wrong without position_ids
+    "bamba": {
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+    },
+    # Gives no cache back
+    "recurrent_gemma": {"lru_width": 64, "attention_window_size": 9},
+}
 
 
 def make_config(family: str, **changes: object) -> PreTrainedConfig:

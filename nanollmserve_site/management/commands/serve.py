@@ -1,9 +1,7 @@
 """`manage.py serve`: daphne, in this process, with our application."""
 
 import logging
-import socket
 from argparse import ArgumentParser
-from ipaddress import ip_address
 from typing import Any
 
 from daphne.server import Server
@@ -15,7 +13,7 @@ from twisted.python.failure import Failure
 
 from inference import service
 from nanollmserve_site.config import ServerConfig
-from nanollmserve_site.door import is_loopback
+from nanollmserve_site.door import safe_address
 from nanollmserve_site.env import add_flags
 
 logger = logging.getLogger("nanollmserve")
@@ -43,9 +41,7 @@ class Daphne(Server):
     """daphne, listening before our application is imported: a taken port costs no model load."""
 
     def __init__(self, config: ServerConfig) -> None:
-        address = resolve(config.host)
-        refuse_open_door(config, address)
-        interface = address.replace(":", r"\:")
+        interface = safe_address(config).replace(":", r"\:")
         super().__init__(
             application=None,
             # With daphne's backlog of 50, many clients at once wait for a second.
@@ -72,28 +68,6 @@ class Daphne(Server):
     def listen_error(self, failure: Failure) -> None:
         self.failure = failure.getErrorMessage()
         self.stop()
-
-
-def resolve(host: str) -> str:
-    try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise CommandError(f"--host (NANOLLM_HOST) is {host!r}: {error.strerror}.") from None
-
-
-def refuse_open_door(config: ServerConfig, address: str) -> None:
-    if is_loopback(address):
-        return
-    if not config.allow_no_auth:
-        raise CommandError(
-            f"--host (NANOLLM_HOST) is {config.host!r}, which others can reach, and no API key is "
-            "asked for. Listen on 127.0.0.1, or add --allow-no-auth (NANOLLM_ALLOW_NO_AUTH)."
-        )
-    if ip_address(address).is_unspecified and not config.allowed_hosts:
-        raise CommandError(
-            f"--host (NANOLLM_HOST) is {config.host!r}: name the hosts that clients will ask for "
-            "with --allowed-hosts (NANOLLM_ALLOWED_HOSTS), or * for any."
-        )
 
 
 def tell(config: ServerConfig) -> None:

@@ -1,0 +1,34 @@
+"""Every request has an id: in the scope, in the answer's headers, and in each line of the log."""
+
+import logging
+from contextvars import ContextVar
+
+from nanollmserve_site.guard import Application, Message, Receive, Send
+from openai_api.protocol.ids import new_request_id
+
+current = ContextVar("request_id", default="")
+
+
+def with_request_id(app: Application) -> Application:
+    async def identified(scope: Message, receive: Receive, send: Send) -> None:
+        scope["request_id"] = new_request_id()
+        current.set(scope["request_id"])
+        header = (b"x-request-id", scope["request_id"].encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], header]}
+            await send(message)
+
+        await app(scope, receive, send_with_id)
+
+    return identified
+
+
+class AddRequestId(logging.Filter):
+    """Gives log records a `request` to print: the id in brackets, or nothing outside of one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        request_id = current.get()
+        record.request = f" [{request_id}]" if request_id else ""
+        return True

@@ -1,0 +1,228 @@
+"""Every refusal is in OpenAI's shape, names the field, and is no 5xx."""
+
+import json
+
+import httpx2
+import openai
+import pytest
+
+from inference import errors as inference_errors
+from openai_api.errors import TRANSLATIONS
+from tests.helpers import in_process_client
+
+USER = {"role": "user", "content": "Hi"}
+CHAT = {"model": "m", "messages": [USER]}
+RESPONSE = {"model": "m", "input": "Hi"}
+COMPLETION = {"model": "m", "prompt": "Hi"}
+
+# path, what is sent instead of a valid body's field, the param and the code of the answer
+REFUSED = [
+    ("chat/completions", {"model": None}, "model", "missing_required_parameter"),
+    ("chat/completions", {"model": 1}, "model", "invalid_type"),
+    ("chat/completions", {"messages": None}, "messages", "missing_required_parameter"),
+    ("chat/completions", {"messages": []}, "messages", "empty_array"),
+    ("chat/completions", {"messages": "Hi"}, "messages", "invalid_type"),
+    ("chat/completions", {"messages": [USER, "Hi"]}, "messages[1]", "invalid_type"),
+    (
+        "chat/completions",
+        {"messages": [USER, {"role": "robot", "content": "Hi"}]},
+        "messages[1].role",
+        "invalid_value",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user"}]},
+        "messages[0].content",
+        "missing_required_parameter",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0]",
+        "unsupported_value",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+        "messages[0].content[0].text",
+        "invalid_type",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0].tool_call_id",
+        "missing_required_parameter",
+    ),
+    ("chat/completions", {"temperature": 2.1}, "temperature", "decimal_above_max_value"),
+    ("chat/completions", {"temperature": -1}, "temperature", "decimal_below_min_value"),
+    ("chat/completions", {"temperature": "0.5"}, "temperature", "invalid_type"),
+    ("chat/completions", {"temperature": True}, "temperature", "invalid_type"),
+    ("chat/completions", {"top_p": 1.5}, "top_p", "decimal_above_max_value"),
+    ("chat/completions", {"stream": "yes"}, "stream", "invalid_type"),
+    ("chat/completions", {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+    ("chat/completions", {"max_tokens": 1.5}, "max_tokens", "invalid_type"),
+    ("chat/completions", {"n": 17}, "n", "integer_above_max_value"),
+    ("chat/completions", {"n": 10**30}, "n", "integer_above_max_value"),
+    ("chat/completions", {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ("chat/completions", {"stop": ["a"] * 17}, "stop", "array_above_max_length"),
+    ("chat/completions", {"stop": [1]}, "stop[0]", "invalid_type"),
+    ("chat/completions", {"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
+    ("chat/completions", {"logit_bias": {"1": 101}}, "logit_bias.1", "decimal_above_max_value"),
+    ("chat/completions", {"logit_bias": {"99999": 1}}, "logit_bias", "invalid_value"),
+    ("chat/completions", {"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    (
+        "chat/completions",
+        {"response_format": {"type": "json_object"}},
+        "response_format",
+        "unsupported_parameter",
+    ),
+    (
+        "chat/completions",
+        {"chat_template_kwargs": {"tokenize": True}},
+        "chat_template_kwargs.tokenize",
+        "invalid_value",
+    ),
+    ("chat/completions", {"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value"),
+    ("chat/completions", {"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "x" * 3000}]},
+        "messages",
+        "context_length_exceeded",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "x" * 300_000}]},
+        "messages",
+        "context_length_exceeded",
+    ),
+    ("completions", {"prompt": None}, "prompt", "missing_required_parameter"),
+    ("completions", {"prompt": []}, "prompt", "empty_array"),
+    ("completions", {"prompt": ""}, "prompt", None),
+    ("completions", {"prompt": [1, 99999]}, "prompt", None),
+    ("completions", {"prompt": ["a", 1]}, "prompt[1]", "invalid_type"),
+    ("completions", {"echo": True}, "echo", "unsupported_parameter"),
+    ("completions", {"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ("completions", {"best_of": 2}, "best_of", "unsupported_parameter"),
+    ("completions", {"logprobs": 6}, "logprobs", "integer_above_max_value"),
+    ("responses", {"input": None}, "input", "missing_required_parameter"),
+    ("responses", {"input": [{"type": "robot"}]}, "input[0].type", "invalid_value"),
+    ("responses", {"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "invalid_value"),
+    ("responses", {"background": True}, "background", "unsupported_parameter"),
+    (
+        "responses",
+        {"text": {"format": {"type": "json_schema"}}},
+        "text.format",
+        "unsupported_parameter",
+    ),
+    ("responses", {"include": ["robots"]}, "include[0]", "invalid_value"),
+    (
+        "responses",
+        {"previous_response_id": "resp_x"},
+        "previous_response_id",
+        "previous_response_not_found",
+    ),
+    ("responses", {"input": "x" * 3000}, "input", "context_length_exceeded"),
+]
+VALID = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSE}
+
+
+@pytest.mark.parametrize(("path", "change", "param", "code"), REFUSED)
+async def test_it_names_what_is_wrong(client, path, change, param, code):
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.post(f"/{path}", body=VALID[path] | change, cast_to=object)
+
+    assert set(caught.value.body) == {"message", "type", "param", "code"}
+    assert caught.value.type == "invalid_request_error"
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+@pytest.mark.parametrize("path", VALID)
+async def test_an_unknown_model_is_a_404(client, path):
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.post(f"/{path}", body=VALID[path] | {"model": "gpt-9"}, cast_to=object)
+
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("path", VALID)
+async def test_null_means_not_given_and_unknown_fields_are_ignored(client, path):
+    nulls = dict.fromkeys(["temperature", "stream", "stop", "seed", "metadata", "tools"])
+    body = VALID[path] | nulls | {"brand_new_field": {"a": 1}}
+    assert await client.post(f"/{path}", body=body, cast_to=object)
+
+
+RAW = [
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe",
+    b'{"model": NaN}',
+    b'{"model": 1e999}',
+    b'{"model": "\\ud800"}',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"n": ' + b"1" * 5000 + b"}",
+]
+
+
+@pytest.mark.parametrize("body", RAW, ids=lambda body: repr(body[:12]))
+async def test_what_is_not_json_is_a_400(client, body):
+    response = await client._client.post("http://localhost/v1/chat/completions", content=body)
+
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_other_paths_and_methods_answer_in_json_too(client):
+    http: httpx2.AsyncClient = client._client
+    unknown = await http.get("http://localhost/v1/robots")
+    method = await http.put("http://localhost/v1/chat/completions", json={})
+    host = await http.get("http://evil.example/v1/models")
+
+    assert (unknown.status_code, method.status_code, host.status_code) == (404, 405, 400)
+    assert unknown.json()["error"]["message"] == "Invalid URL (GET /v1/robots)"
+    assert "POST" in method.headers["allow"]
+    assert host.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_too_large_a_body_is_a_413(client, settings):
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
+    with pytest.raises(openai.APIStatusError) as caught:
+        await client.responses.create(model="m", input="x" * 2000)
+
+    assert caught.value.status_code == 413
+    assert json.loads(caught.value.response.text)["error"]["type"] == "invalid_request_error"
+
+
+async def test_while_loading_it_is_a_503_with_the_progress(transactional_db):
+    from inference import service
+    from inference.engine.client import EngineClient
+
+    def load(report):
+        report("reading the weights")
+        raise inference_errors.ModelLoadError("no such model")
+
+    engine = EngineClient(load, max_num_unfinished=1)
+    engine._thread.join()
+    service.install(engine)
+    try:
+        client = in_process_client()
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(**CHAT)
+        live = await client._client.get("http://localhost/health")
+        ready = await client._client.get("http://localhost/health/ready")
+    finally:
+        service.install(None)
+
+    assert caught.value.status_code == 503
+    assert "no such model" in caught.value.message
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert ready.status_code == 503
+    assert live.status_code == 503  # this engine will never answer
+
+
+def test_every_engine_error_has_an_http_meaning():
+    classes = [c for c in vars(inference_errors).values() if isinstance(c, type)]
+    assert set(classes) - set(TRANSLATIONS) == set()
