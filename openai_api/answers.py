@@ -10,6 +10,16 @@ from inference.request import Delta, FinishReason, ModelInfo, Request, SamplingP
 from inference.service import EngineClient
 from inference.text.detokenizer import Detokenizer, StopStrings
 from inference.text.output_parser import PlainParser, make_parser
+from openai_api.protocol.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to be generated: `prompt_index` counts the prompts of the request."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt_index: int = 0
 
 
 @dataclass(slots=True)
@@ -38,37 +48,27 @@ class Answer:
     set when `segments` ends.
     """
 
-    def __init__(
-        self,
-        engine: EngineClient,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        body: dict,
-        *,
-        chat: bool,
-        prompt_index: int = 0,
-    ) -> None:
-        self.prompt_index = prompt_index  # of a request with several prompts
+    def __init__(self, engine: EngineClient, choice: Choice, body: dict, *, chat: bool) -> None:
         self.model: ModelInfo = engine.model
-        self.usage = Usage(len(prompt_token_ids))
+        self.prompt_index = choice.prompt_index
+        self.usage = Usage(len(choice.prompt_token_ids))
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.first_token_at: float | None = None
-        self._params, self._include_stop = params, body["include_stop_str_in_output"]
-        tokenizer = self.model.tokenizer
-        self._detokenizer = Detokenizer(
-            tokenizer, prompt_token_ids, skip_special_tokens=body["skip_special_tokens"]
-        )
+        self._params, self._include_stop = choice.params, body["include_stop_str_in_output"]
         self._stop = StopStrings(body["stop"], include=self._include_stop)
-        tail = tokenizer.decode(prompt_token_ids[-8:]) if chat else ""
-        self._parser = make_parser(tokenizer, tail) if chat else PlainParser()
+        tokenizer, prompt = self.model.tokenizer, choice.prompt_token_ids
+        self._detokenizer = Detokenizer(
+            tokenizer, prompt, skip_special_tokens=body["skip_special_tokens"]
+        )
+        # the end of the prompt tells whether it has opened a thought already
+        self._parser = make_parser(tokenizer, prompt[-8:]) if chat else PlainParser()
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still held back
         self._generation = engine.generate(
             Request(
-                request_id=request_id,
-                prompt_token_ids=prompt_token_ids,
-                params=params,
+                request_id=new_id("gen"),
+                prompt_token_ids=prompt,
+                params=choice.params,
                 cache_salt=body["cache_salt"],
             )
         )

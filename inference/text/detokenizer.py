@@ -48,7 +48,10 @@ class Detokenizer:
         return new
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip)
+        # tidied spaces would make a text that does not begin with the text before it
+        return self._tokenizer.decode(
+            token_ids, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
+        )
 
 
 class StopStrings:

@@ -89,10 +89,11 @@ class PlainParser:
         return []
 
 
-def make_parser(tokenizer: Any, prompt: str) -> ReasoningParser | PlainParser:
-    """The parser for what follows `prompt`, judged by the model's own chat template."""
-    thinks = CLOSE in str(getattr(tokenizer, "chat_template", None) or "")
-    return ReasoningParser(prompt) if thinks else PlainParser()
+def make_parser(tokenizer: Any, prompt_tail: list[int]) -> ReasoningParser | PlainParser:
+    """The parser for what follows these tokens, judged by the model's own chat template."""
+    if CLOSE not in str(getattr(tokenizer, "chat_template", None) or ""):
+        return PlainParser()
+    return ReasoningParser(tokenizer.decode(prompt_tail))
 
 
 def _num_held_back(text: str) -> int:

@@ -1,7 +1,8 @@
+from openai_api.answers import Choice
 from openai_api.prompts import chat_prompt, check_choices, sampling_params
 from openai_api.protocol.chat import ChatChunks
 from openai_api.serializers.chat import ChatCompletionSerializer
-from openai_api.views.generate import Choice, GenerateView
+from openai_api.views.generate import GenerateView
 
 
 class ChatCompletionsView(GenerateView):

@@ -1,8 +1,9 @@
 from inference.request import ModelInfo
+from openai_api.answers import Choice
 from openai_api.prompts import check_choices, sampling_params, tokenize
 from openai_api.protocol.completions import CompletionChunks
 from openai_api.serializers.completions import CompletionSerializer
-from openai_api.views.generate import Choice, GenerateView
+from openai_api.views.generate import GenerateView
 
 
 class CompletionsView(GenerateView):

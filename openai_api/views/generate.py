@@ -1,25 +1,13 @@
 """Queueing the answers of one request, and giving them back whole or as a stream."""
 
-from dataclasses import dataclass
-
 from rest_framework.response import Response
 
-from inference.request import ModelInfo, SamplingParams
-from openai_api.answers import Answer
+from inference.request import ModelInfo
+from openai_api.answers import Answer, Choice
 from openai_api.prompts import check_model, check_prompt
-from openai_api.protocol.ids import new_id
 from openai_api.protocol.sse import data
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.views.base import AsyncAPIView
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer to be generated."""
-
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    prompt_index: int = 0
 
 
 class GenerateView(AsyncAPIView):
@@ -41,18 +29,7 @@ class GenerateView(AsyncAPIView):
         for prompt in {c.prompt_index: c.prompt_token_ids for c in choices}.values():
             check_prompt(self.engine, prompt, param)
         self.engine.check_capacity(len(choices))
-        answers = [
-            Answer(
-                self.engine,
-                new_id("gen"),
-                choice.prompt_token_ids,
-                choice.params,
-                body,
-                chat=chat,
-                prompt_index=choice.prompt_index,
-            )
-            for choice in choices
-        ]
+        answers = [Answer(self.engine, choice, body, chat=chat) for choice in choices]
         self.record.answers = answers
         return answers
 

@@ -1,6 +1,7 @@
 from rest_framework.response import Response
 
 from openai_api import runs
+from openai_api.answers import Choice
 from openai_api.database import in_database
 from openai_api.errors import InvalidRequest, NotFound
 from openai_api.models import StoredResponse
@@ -9,7 +10,7 @@ from openai_api.protocol.items import to_messages
 from openai_api.protocol.sse import named_event
 from openai_api.serializers.responses import ResponseSerializer
 from openai_api.views.base import AsyncAPIView
-from openai_api.views.generate import Choice, GenerateView
+from openai_api.views.generate import GenerateView
 
 
 class ResponsesView(GenerateView):

@@ -26,7 +26,9 @@ def model(http):
 
 def test_an_agent_that_accepts_only_event_streams_gets_its_answer(http, model):
     response = http.post(
-        "/v1/chat/completions", json=CHAT | {"model": model}, headers={"Accept": "text/event-stream"}
+        "/v1/chat/completions",
+        json=CHAT | {"model": model},
+        headers={"Accept": "text/event-stream"},
     )
     assert response.status_code == 200
     assert response.json()["object"] == "chat.completion"
@@ -81,6 +83,37 @@ def test_every_answer_carries_a_request_id_and_is_json(server, http, method, pat
         assert request_id in server.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" * 100_000, 400),
+        (b'{"model": "' + b"x" * 33 * 2**20 + b'"}', 413),
+        (b'{"model": "m", "prompt": "x", "temperature": "0.5"}', 400),
+        (b'{"model": "m", "prompt": "x", "stream": "yes"}', 400),
+        (b"\xff", 400),
+    ],
+    ids=["nested", "oversized", "number as text", "boolean as text", "not utf-8"],
+)
+def test_a_bad_body_gets_a_json_answer(http, body, status):
+    response = http.post("/v1/completions", content=body)
+
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert int(response.headers["content-length"]) == len(response.content)
+
+
+def test_a_stream_is_sent_as_it_comes(http, model):
+    body = ENDLESS | {"model": model, "max_tokens": 300, "stream": True}
+    arrivals = []
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        for _ in response.iter_raw():
+            arrivals.append(time.monotonic())
+
+    assert response.headers["x-accel-buffering"] == "no"
+    assert len(arrivals) > 20
+    assert arrivals[-1] - arrivals[0] > 0.05
+
+
 def test_two_requests_have_two_ids(http):
     ids = {http.get("/v1/models").headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
@@ -125,6 +158,24 @@ def test_a_client_that_leaves_ends_its_generation(server, http, model, stream):
     last_lines = server.log.read_text().strip().splitlines()[-12:]
     ended = f"POST /v1/completions {200 if stream else '-'} cancelled"
     assert any(ended in line for line in last_lines)
+
+
+def test_a_response_whose_reader_left_is_cancelled_and_keeps_what_was_said(http, model):
+    body = {"model": model, "input": "Hello!", "stream": True, "ignore_eos": True}
+    with http.stream("POST", "/v1/responses", json=body) as response:
+        events = (line for line in response.iter_lines() if line.startswith("data: "))
+        response_id = json.loads(next(events)[6:])["response"]["id"]
+        while "output_text.delta" not in next(events):
+            pass
+    wait_until_idle(http)
+    deadline = time.monotonic() + 5
+    while (stored := http.get(f"/v1/responses/{response_id}").json())["status"] == "in_progress":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    assert stored["status"] == "cancelled"
+    assert stored["output"][0]["status"] == "incomplete"
+    assert stored["output"][0]["content"][0]["text"]
 
 
 async def test_many_that_leave_at_random_leave_nothing_behind(server, http, model):

@@ -107,7 +107,10 @@ async def test_32_streams_at_once_get_the_answers_they_would_get_alone(server, m
 
     async def ask(question: str) -> tuple[str, str]:
         stream = await client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": question}], temperature=0, stream=True
+            model=model,
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            stream=True,
         )
         chunks = [chunk async for chunk in stream]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)

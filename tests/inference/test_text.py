@@ -10,7 +10,13 @@ from inference.text.detokenizer import Detokenizer, StopStrings
 from inference.text.output_parser import PlainParser, ReasoningParser, make_parser
 from tests.helpers import byte_tokenizer
 
-TEXTS = ["plain", "naïve café", "日本語のテキスト", "👩‍👩‍👧‍👦 family 🎉", "mixed \u0000 \ufffd 中 end"]
+TEXTS = [
+    "plain",
+    "naïve café",
+    "日本語のテキスト",
+    "👩‍👩‍👧‍👦 family 🎉",
+    "mixed \u0000 \ufffd 中 end",
+]
 
 
 def splits(text: str, max_pieces: int = 4):
@@ -102,9 +108,9 @@ def test_thoughts_and_answer_are_told_apart_in_every_split(prompt, text, reasoni
 
 def test_only_a_model_that_thinks_gets_the_parser():
     tokenizer = byte_tokenizer()
-    assert isinstance(make_parser(tokenizer, "x"), PlainParser)
+    assert isinstance(make_parser(tokenizer, [1]), PlainParser)
     tokenizer.chat_template = "<think></think>"
-    assert isinstance(make_parser(tokenizer, "x"), ReasoningParser)
+    assert isinstance(make_parser(tokenizer, [1]), ReasoningParser)
 
 
 STRICT_TEMPLATE = (
@@ -132,7 +138,8 @@ def test_developer_and_late_system_messages_reach_a_strict_template():
 def test_a_template_that_names_developer_gets_it():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'developer' %}D:{% endif %}{{ m.content }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'developer' %}D:{% endif %}"
+        "{{ m.content }}{% endfor %}"
     )
 
     assert render(tokenizer, [{"role": "developer", "content": "x"}]) == "D:x"

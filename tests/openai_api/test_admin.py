@@ -99,24 +99,13 @@ def url_of(row, view: str = "change") -> str:
 
 
 def links_in(html: str, url: str) -> list[str]:
-    """The ids of the rows of a list that a page links to."""
-    return [unquote(link) for link in re.findall(rf'href="{url}(\w+)/change/', html)]
+    """The ids of the rows under `url` that a page links to."""
+    links = re.findall(rf'href="{url}(\w+)/change/', html)
+    return [unquote(link) for link in dict.fromkeys(links)]
 
 
 def page_of_row(client, row) -> str:
-    return page_of(
-        client, reverse(f"admin:openai_api_{row._meta.model_name}_change", args=[row.pk])
-    )
-
-
-def text_of(html: str) -> str:
-    """What a reader sees of the page's content, in one line."""
-    content = html[html.index('<div id="content"') :]
-    return " ".join(re.sub(r"<[^>]*>", " ", content).split())
-
-
-def rows_of(html: str) -> int:
-    return html.count('class="action-select"') or html.count('<tr><th class="field-created')
+    return page_of(client, url_of(row))
 
 
 def staff(client, *permissions: str) -> None:
@@ -214,7 +203,7 @@ class TestResponsePage:
 
         html = page_of_row(operator, row)
 
-        assert f'href="{HISTORY}{request.pk}/change/"' in html
+        assert links_in(html, HISTORY) == [request.pk]
         assert "Duration 1.250 s" in text_of(html)
 
     def test_without_permission_for_the_history_it_shows_none_of_it(self, visitor):
@@ -229,6 +218,17 @@ class TestResponsePage:
 
 
 class TestChain:
+    def test_links_lead_there_whatever_the_id(self, operator):
+        """The admin reads `_22` in its URLs as a quotation mark."""
+        first = make_response(id="resp_22cafe")
+        second = make_response(id="resp_5Fcafe", previous=first)
+        request = make_request(id="req_3Acafe", response_id=second.pk)
+
+        for page, shown in ((second, first), (first, second), (second, request), (request, second)):
+            link = f'href="{url_of(shown)}"'
+            assert link in page_of_row(operator, page)
+            assert shown.pk in page_of_row(operator, shown)
+
     def test_it_links_to_what_came_before_and_after(self, operator):
         first = make_response(input=[message("user", "First?")])
         second = make_response(previous=first, input=[message("user", "Second?")])
@@ -239,10 +239,7 @@ class TestChain:
 
         ids = re.findall(r"resp_[0-9a-f]{32}(?=</code>)", chain)
         assert ids == [first.pk, second.pk, third.pk]
-        assert re.findall(r'href="([^"]*)"', chain) == [
-            f"{RESPONSES}{first.pk}/change/",
-            f"{RESPONSES}{third.pk}/change/",
-        ]
+        assert links_in(chain, RESPONSES) == [first.pk, third.pk]
         assert html.index("First?") < html.index("Second?")
         assert "Third?" not in html
 
@@ -261,7 +258,7 @@ class TestChain:
         html = page_of_row(operator, second)
 
         assert f"{first_id} deleted" in text_of(html)
-        assert f"{first_id}/change/" not in html
+        assert links_in(html, RESPONSES) == []
 
     def test_a_long_chain_is_cut_at_a_link(self, operator, monkeypatch):
         monkeypatch.setattr(admin, "MAX_ANCESTORS", 2)
@@ -271,7 +268,7 @@ class TestChain:
 
         html = page_of_row(operator, rows[4])
 
-        assert f'href="{RESPONSES}{rows[1].pk}/change/"' in html
+        assert links_in(html, RESPONSES) == [row.pk for row in rows[1:4]]
         assert rows[0].pk not in html
         assert "Earlier in this conversation: 2 responses" in text_of(html)
 
@@ -304,10 +301,11 @@ class TestResponseList:
         ) as queries:
             page_of(operator, RESPONSES)
 
-        columns = [q["sql"].split(" FROM ")[0] for q in queries if "storedresponse" in q["sql"]]
-        assert columns
+        ours = [q["sql"] for q in queries if "storedresponse" in q["sql"]]
+        assert len(ours) >= 2
         for name in ("request", "input", "output"):
-            assert not any(re.search(rf'"{name}"(,|$)', text) for text in columns)
+            column = f'[ ]"openai_api_storedresponse"."{name}"'  # not as a function's argument
+            assert not any(re.search(column, sql) for sql in ours)
 
     @pytest.mark.parametrize(
         "query",
@@ -325,8 +323,7 @@ class TestResponseList:
 
         html = page_of(operator, f"{RESPONSES}?{query}")
 
-        assert rows_of(html) == 1
-        assert f"{wanted.pk}/change/" in html
+        assert links_in(html, RESPONSES) == [wanted.pk]
 
     def test_the_model_filter_keeps_a_value_that_is_not_recent(self, operator, monkeypatch):
         monkeypatch.setattr(admin, "NUM_RECENT_ROWS", 1)
@@ -335,7 +332,7 @@ class TestResponseList:
 
         html = page_of(operator, f"{RESPONSES}?model=old")
 
-        assert rows_of(html) == 1
+        assert len(links_in(html, RESPONSES)) == 1
         assert "?model=new" in html
         assert "?model=old" in html
 
@@ -372,7 +369,7 @@ class TestPages:
     ):
         html = page_of(operator, f"{HISTORY}?p={number}")
 
-        assert re.findall(rf'href="{HISTORY}(req_\d)/change/', html) == ids
+        assert links_in(html, HISTORY) == ids
         paginator = html[html.index('class="paginator"') :]
         assert re.findall(r'href="\?p=(\d)"', paginator) == linked
         assert count in text_of(html)
@@ -397,9 +394,9 @@ class TestPages:
         assert operator.get(f"{HISTORY}?p={number}").status_code in (200, 302)
 
     def test_nothing_shows_all(self, operator):
-        assert rows_of(page_of(operator, f"{HISTORY}?all=")) == 2
+        assert len(links_in(page_of(operator, f"{HISTORY}?all="), HISTORY)) == 2
 
-    @pytest.mark.parametrize("query", ["", "?p=2", "?q=req_1", "?outcome__exact=succeeded", "?e=1"])
+    @pytest.mark.parametrize("query", ["", "?p=2", "?q=req_1", "?model=toy", "?e=1"])
     def test_nothing_counts(self, operator, query):
         make_response()
         make_response()
@@ -435,7 +432,7 @@ class TestHistory:
         text = text_of(html)
         for part in ("Succeeded", "100 (64 cached)", "83", "2.000", "25.0", "127.0.0.1"):
             assert part in text
-        assert f'href="{RESPONSES}{stored.pk}/change/"' in html
+        assert links_in(html, RESPONSES) == [stored.pk]
 
     @pytest.mark.parametrize("outcome", RequestLog.Outcome.values)
     def test_a_row_of_any_outcome_has_a_page(self, operator, outcome):
@@ -452,7 +449,7 @@ class TestHistory:
 
         for html in (page_of(operator, HISTORY), page_of_row(operator, row)):
             assert "resp_gone (not stored)" in text_of(html)
-            assert "resp_gone/change/" not in html
+            assert links_in(html, RESPONSES) == []
 
     @pytest.mark.parametrize(
         "query",
@@ -480,7 +477,7 @@ class TestHistory:
 
         html = page_of(operator, f"{HISTORY}?{query}")
 
-        assert re.findall(rf'href="{HISTORY}(req_b+)/change/', html) == [wanted.pk]
+        assert links_in(html, HISTORY) == [wanted.pk]
 
 
 class TestSafety:
@@ -529,7 +526,7 @@ class TestSafety:
     def test_a_stranger_is_sent_to_the_login(self, visitor, url):
         row = make_response() if url == RESPONSES else make_request()
 
-        for path in (url, f"{url}{row.pk}/change/", f"{url}{row.pk}/delete/"):
+        for path in (url, url_of(row), url_of(row, "delete")):
             response = visitor.get(path)
             assert response.status_code == 302
             assert response.url.startswith("/admin/login/")
@@ -538,7 +535,7 @@ class TestSafety:
         response, request = make_response(), make_request()
 
         for url, row in ((RESPONSES, response), (HISTORY, request)):
-            path = f"{url}{row.pk}/change/"
+            path = url_of(row)
             assert operator.post(path, {"model": "forged"}).status_code == 403
             assert operator.get(f"{url}add/").status_code == 403
             row.refresh_from_db()
@@ -547,7 +544,7 @@ class TestSafety:
     def test_a_response_is_deleted_only_with_permission(self, visitor):
         row = make_response()
         staff(visitor, "view_storedresponse")
-        path = f"{RESPONSES}{row.pk}/delete/"
+        path = url_of(row, "delete")
 
         assert path not in page_of_row(visitor, row)
         assert visitor.post(path, {"post": "yes"}).status_code == 403
@@ -562,6 +559,6 @@ class TestSafety:
         row = make_request()
         form = {"action": "delete_selected", "_selected_action": [row.pk], "post": "yes"}
 
-        assert operator.post(f"{HISTORY}{row.pk}/delete/", {"post": "yes"}).status_code == 403
+        assert operator.post(url_of(row, "delete"), {"post": "yes"}).status_code == 403
         operator.post(HISTORY, form)
         assert RequestLog.objects.exists()

@@ -223,6 +223,15 @@ async def test_while_loading_it_is_a_503_with_the_progress(transactional_db):
     assert live.status_code == 503  # this engine will never answer
 
 
+async def test_a_full_queue_is_a_429_that_says_when_to_come_back(client, engine):
+    engine._max_num_unfinished = 0
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.chat.completions.create(**CHAT)
+
+    assert caught.value.type == "rate_limit_error"
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 120
+
+
 def test_every_engine_error_has_an_http_meaning():
     classes = [c for c in vars(inference_errors).values() if isinstance(c, type)]
     assert set(classes) - set(TRANSLATIONS) == set()

@@ -205,9 +205,7 @@ class TestConversation:
         )
         await client.responses.delete(first.id)
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.responses.create(
-                model="m", input="three", previous_response_id=second.id
-            )
+            await client.responses.create(model="m", input="three", previous_response_id=second.id)
 
         assert caught.value.code == "previous_response_not_found"
         assert caught.value.param == "previous_response_id"

@@ -1,0 +1,100 @@
+"""The whole engine on real model code: whatever it is put through, transformers' own answers."""
+
+import random
+
+import pytest
+import torch
+
+from inference.config import EngineConfig
+from inference.request import Request, SamplingParams
+from inference.service import load_core
+from tests.inference.tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, save_model
+
+
+def generated(model, prompt: list[int], max_tokens: int) -> list[int]:
+    """Greedy, by transformers, one request alone."""
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=EOS_TOKEN_ID,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def workload(rng: random.Random) -> dict[str, tuple[list[int], int]]:
+    """Prompts with common beginnings, and how long to answer them."""
+    common = [rng.randrange(4, VOCAB_SIZE) for _ in range(40)]
+    return {
+        str(i): (
+            common[: rng.choice([0, 0, 16, 33, 40])]
+            + [rng.randrange(4, VOCAB_SIZE) for _ in range(rng.randrange(1, 20))],
+            rng.randrange(1, 24),
+        )
+        for i in range(10)
+    }
+
+
+def answers_of(core, requests: dict[str, tuple[list[int], int]], rng) -> dict[str, list[int]]:
+    """The engine's answers to requests that arrive while others are being answered."""
+    answers: dict[str, list[int]] = {request_id: [] for request_id in requests}
+
+    def step() -> None:
+        for request_id, delta in core.step():
+            answers[request_id] += delta.token_ids
+        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+
+    for request_id, (prompt, max_tokens) in requests.items():
+        params = SamplingParams(temperature=0, max_tokens=max_tokens)
+        core.add(Request(request_id=request_id, prompt_token_ids=prompt, params=params))
+        for _ in range(rng.randrange(3)):
+            step()
+    while core.has_work:
+        step()
+    return answers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(family, block_size, tmp_path):
+    rng = random.Random(f"{family} {block_size}")
+    model = save_model(tmp_path, family)
+    config = EngineConfig(
+        model=str(tmp_path),
+        device="cpu",
+        max_model_len=96,
+        max_num_seqs=5,
+        max_num_batched_tokens=24,
+        block_size=block_size,
+        kv_cache_memory=2**24,
+    )
+    core, info = load_core(config, lambda stage: None)
+    requests = workload(rng)
+    core.pool = core.scheduler.pool = small_pool(core, block_size)
+
+    assert info.max_model_len == 96
+    assert answers_of(core, requests, rng) == {
+        request_id: generated(model, *request) for request_id, request in requests.items()
+    }
+    stats = core.stats()
+    assert stats.num_preemptions > 0
+    assert stats.num_hit_tokens > 0
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def small_pool(core, block_size: int):
+    """Room for one sequence of full length and a little more, so that five have to fight."""
+    return type(core.pool)(96 // block_size + 3, block_size)
+
+
+def test_a_recurrent_model_is_served_one_by_one(tmp_path):
+    rng = random.Random(1)
+    model = save_model(tmp_path, "mamba")
+    core, _ = load_core(EngineConfig(model=str(tmp_path), device="cpu"), lambda stage: None)
+    requests = workload(rng)
+
+    assert core.limits.max_num_seqs == 1
+    assert answers_of(core, requests, rng) == {
+        request_id: generated(model, *request) for request_id, request in requests.items()
+    }
