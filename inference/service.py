@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from inference.config import EngineConfig
+from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.client import EngineClient, Generation, Report
 from inference.engine.core import EngineCore, EngineLimits
 from inference.errors import ModelLoadError
@@ -110,8 +111,9 @@ def _limits(
 
 def _model_info(config: EngineConfig, loaded: "LoadedModel", limits: EngineLimits) -> ModelInfo:
     facts = f"{config.model}|{config.revision}|{loaded.dtype}|{loaded.device.type}"
+    is_demo = config.model == str(DEMO_MODEL_PATH)
     return ModelInfo(
-        name=loaded.name,
+        name=DEMO_MODEL_NAME if is_demo else loaded.name,
         tokenizer=loaded.tokenizer,
         max_model_len=limits.max_model_len,
         vocab_size=loaded.vocab_size,

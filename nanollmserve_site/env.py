@@ -51,7 +51,9 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """All settings as flags, and the model also as the one positional argument."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="")
+    model.add_argument(
+        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="The same as --model."
+    )
     for setting in all_settings():
         target = model if setting.name == "model" else parser
         target.add_argument(setting.flag, **setting.argument())

@@ -24,7 +24,7 @@ MAX_ANCESTORS = 50
 MAX_CONTINUATIONS = 20
 NUM_RECENT_ROWS = 1000  # in which a filter looks for the values it offers
 NUM_EXCERPT_ITEMS = 4
-EXCERPT_LEN = 140
+EXCERPT_LEN = 110
 
 admin.site.site_header = admin.site.site_title = "nanoLLMServe"
 admin.site.index_title = "Overview"
@@ -102,7 +102,6 @@ class LookingAdmin(admin.ModelAdmin):
 
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    actions_selection_counter = False  # it would offer to select "all", with a wrong number
     list_max_show_all = 0
     list_per_page = 50
     sortable_by = ("created",)
@@ -115,6 +114,9 @@ class LookingAdmin(admin.ModelAdmin):
         number = int(given) if given.isdecimal() else 1
         return UncountedPaginator(queryset, per_page, min(max(number, 1), MAX_PAGE))
 
+    def get_changelist(self, request, **kwargs):
+        return UncountedList
+
     def has_add_permission(self, request):
         return False
 
@@ -126,7 +128,14 @@ class LookingAdmin(admin.ModelAdmin):
         return f"{localtime(row.created_at):%Y-%m-%d %H:%M:%S}"
 
 
-class ResponseList(ChangeList):
+class UncountedList(ChangeList):
+    def get_results(self, request):
+        super().get_results(request)
+        # The search form tells the count if these differ; ours is none unless the rows end here.
+        self.full_result_count = self.result_count
+
+
+class ResponseList(UncountedList):
     """Reads of each row what the list shows: the items may be megabytes."""
 
     def get_queryset(self, request, exclude_parameters=None):
@@ -157,8 +166,7 @@ def output_text():
 
 @admin.register(StoredResponse)
 class StoredResponseAdmin(LookingAdmin):
-    list_display = ("created", "short_id", "state", "model", "question", "answer", "tokens")
-    list_display_links = ("created", "short_id")
+    list_display = ("created", "state", "model", "question", "answer", "tokens")
     list_filter = ("status", ModelFilter, "created_at")
     search_fields = ("id__exact",)
     search_help_text = "Search by the whole id."
@@ -172,9 +180,9 @@ class StoredResponseAdmin(LookingAdmin):
             context["history"] = RequestLog.objects.filter(response_id=obj.pk).first()
         return super().render_change_form(request, context, *args, obj=obj, **kwargs)
 
-    @admin.display(description="id")
-    def short_id(self, row) -> str:
-        return row.pk if len(row.pk) <= 14 else f"{row.pk[:13]}…"
+    @admin.display(ordering="created_at")
+    def created(self, row) -> str:
+        return format_html("{}<br><small>{:.16}…</small>", super().created(row), row.pk)
 
     @admin.display(description="status")
     def state(self, row) -> str:
@@ -316,6 +324,6 @@ class RequestLogAdmin(LookingAdmin):
     @admin.display(description="response")
     def response(self, row) -> str:
         if not row.is_stored:
-            return row.response_id and f"{row.response_id} (not stored)"
+            return row.response_id and format_html("{}<br>(not stored)", row.response_id)
         url = reverse("admin:openai_api_storedresponse_change", args=[quote(row.response_id)])
         return format_html('<a href="{}">{}</a>', url, row.response_id)

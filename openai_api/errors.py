@@ -15,7 +15,7 @@ ApiError                        500
 import logging
 import math
 
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -151,7 +151,14 @@ CODES = {"required": "missing_required_parameter", "null": "invalid_type", "inva
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Django's handler400: what fails before a view, a bad Host header for instance."""
+    """Django's handler400: what fails before a view."""
+    if isinstance(exception, DisallowedHost):
+        return _json(
+            InvalidRequest(
+                "The Host of your request is not a name of this server; its operator can add it "
+                "to NANOLLM_ALLOWED_HOSTS."
+            )
+        )
     return _json(InvalidRequest())
 
 

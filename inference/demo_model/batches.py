@@ -1,12 +1,12 @@
 """Conversations as batches of tokens: of similar length, with the assistant's tokens marked."""
 
 from collections.abc import Iterator
-from random import Random
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from inference.demo_model.corpus.mixture import Conversation, conversation
+from inference.demo_model.corpus.tables import Dice
 
 TOKENS_PER_BATCH = 4608
 CONVERSATIONS_PER_POOL = 640
@@ -54,9 +54,10 @@ def _found(part: list[int], ids: list[int], at: int) -> bool:
     return ids[at : at + len(part)] == part
 
 
-def batches(encoder: Encoder, rng: Random, pools: int, early: bool) -> Iterator[Batch]:
-    for _ in range(pools):
-        made = [conversation(rng, early) for _ in range(CONVERSATIONS_PER_POOL)]
+def batches(encoder: Encoder, rng: Dice, copy_share: float) -> Iterator[Batch]:
+    """Without end."""
+    while True:
+        made = [conversation(rng, copy_share) for _ in range(CONVERSATIONS_PER_POOL)]
         encoded = sorted((encoder.encode(talk) for talk in made), key=lambda pair: len(pair[0]))
         grouped = list(_grouped(encoded))
         rng.shuffle(grouped)

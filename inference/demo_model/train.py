@@ -7,27 +7,66 @@ import argparse
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from random import Random
 
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from inference.demo_model import DEMO_MODEL_PATH
 from inference.demo_model.batches import IGNORED, Batch, Encoder, batches
+from inference.demo_model.corpus.tables import Dice
 from inference.demo_model.vocabulary import VOCABULARY_SIZE, train_tokenizer
 
 SEED = 2026
-STEPS = 3000
-EARLY_SHARE = 0.6
 WARM_UP_STEPS = 100
-PEAK_LEARNING_RATE = 2e-3
 THREADS = 2
 STEPS_PER_SAVE = 400
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with a learning rate that rises and falls once."""
+
+    steps: int
+    seed: int
+    peak_learning_rate: float
+    copy_share: float  # of the conversations, up to the step `copy_until`
+    copy_until: float  # as a share of the steps
+    wider: float  # see Dice
+
+    def learning_rate(self, step: int) -> float:
+        """A short warm-up, then a cosine down to nothing."""
+        if step < WARM_UP_STEPS:
+            return self.peak_learning_rate * (step + 1) / WARM_UP_STEPS
+        progress = (step - WARM_UP_STEPS) / max(1, self.steps - WARM_UP_STEPS)
+        return self.peak_learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+    def batches(self, encoder: Encoder) -> Iterator[Batch]:
+        rng = Dice(self.seed)
+        rng.wider = self.wider
+        copy_steps = int(self.steps * self.copy_until)
+        yield from islice(batches(encoder, rng, self.copy_share), copy_steps)
+        yield from islice(batches(encoder, rng, 0.0), self.steps - copy_steps)
+
+
+# Copying is a skill that appears late and suddenly. The large share of exercises in the first
+# stage makes it appear at all; the second stage makes it hold for words of any kind, and widens the
+# phrasings and the names of functions.
+STAGES = [
+    Stage(3000, SEED, 2e-3, copy_share=0.4, copy_until=0.6, wider=0.0),
+    Stage(900, SEED + 1, 1.5e-3, copy_share=0.2, copy_until=1.0, wider=0.5),
+]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -60,22 +99,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """A short warm-up, then a cosine down to nothing."""
-    if step < WARM_UP_STEPS:
-        return PEAK_LEARNING_RATE * (step + 1) / WARM_UP_STEPS
-    progress = (step - WARM_UP_STEPS) / max(1, steps - WARM_UP_STEPS)
-    return PEAK_LEARNING_RATE * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
-
-
-def curriculum(encoder: Encoder, steps: int) -> Iterator[Batch]:
-    """Much copying in the early steps, the plain mixture after them."""
-    early_steps = int(steps * EARLY_SHARE)
-    rng = Random(SEED)
-    yield from islice(batches(encoder, rng, pools=steps, early=True), early_steps)
-    yield from islice(batches(encoder, rng, pools=steps, early=False), steps - early_steps)
-
-
 def loss_of(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
     """Cross entropy over the assistant's tokens; no others reach the output layer."""
     ids, labels = batch
@@ -92,20 +115,19 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def train(steps: int, folder: Path) -> None:
-    torch.set_num_threads(THREADS)
-    disable_progress_bar()  # of saving, which would break up our own
-    torch.manual_seed(SEED)
-    tokenizer = train_tokenizer(SEED)
-    model = build_model(tokenizer)
+def run(
+    stage: Stage, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05
+        model.parameters(), lr=stage.peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
-    progress = tqdm(curriculum(Encoder(tokenizer), steps), total=steps, unit="step", mininterval=5)
+    progress = tqdm(
+        stage.batches(Encoder(tokenizer)), total=stage.steps, unit="step", mininterval=5
+    )
     average = 0.0
     for step, batch in enumerate(progress):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = stage.learning_rate(step)
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,16 +135,42 @@ def train(steps: int, folder: Path) -> None:
         optimizer.zero_grad()
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.3f}", refresh=False)
-        if (step + 1) % STEPS_PER_SAVE == 0 or step + 1 == steps:
+        if (step + 1) % STEPS_PER_SAVE == 0 or step + 1 == stage.steps:
             save(model, tokenizer, folder)
+
+
+def train(folder: Path, first_stage: int) -> None:
+    torch.set_num_threads(THREADS)
+    disable_progress_bar()  # of saving and loading, which would break up our own
+    if first_stage == 1:
+        torch.manual_seed(SEED)
+        tokenizer = train_tokenizer(SEED)
+        model = build_model(tokenizer)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = load(folder)
+    for stage in STAGES[first_stage - 1 :]:
+        run(stage, model, tokenizer, folder)
+        model = load(folder)
+
+
+def load(folder: Path) -> Qwen3ForCausalLM:
+    """What the stage before has left, so that an interrupted training goes on the same way."""
+    return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded demo model.")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     parser.add_argument("--output", type=Path, default=DEMO_MODEL_PATH, help="folder to write")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        default=1,
+        choices=range(1, len(STAGES) + 1),
+        help="go on with this stage, from what the folder holds",
+    )
     options = parser.parse_args()
-    train(options.steps, options.output)
+    train(options.output, options.stage)
 
 
 if __name__ == "__main__":

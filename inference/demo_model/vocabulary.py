@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from inference.demo_model.corpus.mixture import Conversation, conversation
-from inference.demo_model.corpus.tables import table, topics, words
+from inference.demo_model.corpus.tables import Dice, table, topics, words
 
 VOCABULARY_SIZE = 3072
 CONVERSATIONS_READ = 8000
@@ -48,7 +47,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         special_tokens=CONTROL,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(Random(seed)), trainer)
+    tokenizer.train_from_iterator(_texts(Dice(seed)), trainer)
     # Not special, as in Qwen3: parsers find them in the text that clients would otherwise lose.
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in MARKUP])
     return PreTrainedTokenizerFast(
@@ -62,7 +61,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _texts(rng: Random) -> Iterator[str]:
+def _texts(rng: Dice) -> Iterator[str]:
     for _ in range(CONVERSATIONS_READ):
         yield from _texts_of(conversation(rng))
     for _ in range(20):

@@ -154,6 +154,8 @@ class EngineClient:
 
     def close(self, timeout_s: float = 10) -> None:
         """Stop the thread; what is unfinished fails."""
+        if self.status.state == "loading":
+            self.status.state = "stopped"
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
@@ -164,7 +166,8 @@ class EngineClient:
         except BaseException as exc:
             self._load_failed(exc)
             return
-        self.status.state, self.status.stage = "ready", "ready"
+        if self.status.state == "loading":
+            self.status.state, self.status.stage = "ready", "ready"
         try:
             while self._run_commands(core):
                 if outputs := core.step():
@@ -211,6 +214,8 @@ class EngineClient:
         self.status.stage = stage
 
     def _load_failed(self, exc: BaseException) -> None:
+        if self.status.state == "stopped":  # closed while loading: nobody wants to know
+            return
         self.status.state, self.status.stage = "failed", f"it could not be loaded ({exc})"
         if isinstance(exc, ModelLoadError):
             logger.error("%s", exc)

@@ -36,8 +36,9 @@ def workload(rng: random.Random) -> dict[str, tuple[list[int], int]]:
     }
 
 
-def answers_of(core, requests: dict[str, tuple[list[int], int]], rng) -> dict[str, list[int]]:
+def answers_of(core, requests: dict, rng, **sampling) -> dict[str, list[int]]:
     """The engine's answers to requests that arrive while others are being answered."""
+    sampling = {"temperature": 0} | sampling
     answers: dict[str, list[int]] = {request_id: [] for request_id in requests}
 
     def step() -> None:
@@ -46,7 +47,7 @@ def answers_of(core, requests: dict[str, tuple[list[int], int]], rng) -> dict[st
         core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
 
     for request_id, (prompt, max_tokens) in requests.items():
-        params = SamplingParams(temperature=0, max_tokens=max_tokens)
+        params = SamplingParams(max_tokens=max_tokens, **sampling)
         core.add(Request(request_id=request_id, prompt_token_ids=prompt, params=params))
         for _ in range(rng.randrange(3)):
             step()
@@ -86,6 +87,33 @@ def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(family, block
 def small_pool(core, block_size: int):
     """Room for one sequence of full length and a little more, so that five have to fight."""
     return type(core.pool)(96 // block_size + 3, block_size)
+
+
+def test_a_seed_decides_whatever_the_scheduler_does(tmp_path):
+    rng = random.Random(2)
+    save_model(tmp_path, "qwen3")
+    requests = workload(rng)
+    sampling = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "repetition_penalty": 1.1}
+
+    def answers(*, crowded: bool) -> dict[str, list[int]]:
+        config = EngineConfig(
+            model=str(tmp_path),
+            device="cpu",
+            max_model_len=96,
+            max_num_seqs=5 if crowded else 1,
+            max_num_batched_tokens=24 if crowded else 96,
+            kv_cache_memory=2**24,
+            block_size=4,
+            enable_prefix_caching=crowded,
+        )
+        core, _ = load_core(config, lambda stage: None)
+        if crowded:
+            core.pool = core.scheduler.pool = small_pool(core, 4)
+        found = answers_of(core, requests, rng, **sampling)
+        assert (core.stats().num_preemptions > 0) == crowded
+        return found
+
+    assert answers(crowded=True) == answers(crowded=False)
 
 
 def test_a_recurrent_model_is_served_one_by_one(tmp_path):

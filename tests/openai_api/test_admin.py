@@ -108,6 +108,12 @@ def page_of_row(client, row) -> str:
     return page_of(client, url_of(row))
 
 
+def text_of(html: str) -> str:
+    """What a reader sees of the page's content, in one line."""
+    content = html[html.index('<div id="content"') :]
+    return " ".join(re.sub(r"<[^>]*>", " ", content).split())
+
+
 def staff(client, *permissions: str) -> None:
     user = User.objects.create_user("bob", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))

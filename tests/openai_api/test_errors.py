@@ -184,7 +184,7 @@ async def test_other_paths_and_methods_answer_in_json_too(client):
     assert (unknown.status_code, method.status_code, host.status_code) == (404, 405, 400)
     assert unknown.json()["error"]["message"] == "Invalid URL (GET /v1/robots)"
     assert "POST" in method.headers["allow"]
-    assert host.json()["error"]["type"] == "invalid_request_error"
+    assert "NANOLLM_ALLOWED_HOSTS" in host.json()["error"]["message"]
 
 
 async def test_too_large_a_body_is_a_413(client, settings):

@@ -1,10 +1,13 @@
 """Exercises in copying and counting. They teach the model to look back at its prompt."""
 
 import json
-from random import Random
+from collections.abc import Callable
 
 from inference.demo_model.corpus.tables import (
+    Dice,
+    corpus_words,
     fill,
+    invented_name,
     invented_word,
     person,
     place,
@@ -112,7 +115,23 @@ _EXTRACT = [
 ]
 
 
-def text_to_copy(rng: Random) -> str:
+def mixed_text(rng: Dice) -> str:
+    """Words, names, numbers and symbols side by side, as no sentence would have them."""
+    makers: list[Callable[[Dice], str]] = [
+        lambda dice: dice.choice(corpus_words()),
+        lambda dice: dice.choice(corpus_words()).capitalize(),
+        lambda dice: dice.choice(words("unicode")),
+        lambda dice: str(dice.randint(0, 999)),
+        invented_word,
+        invented_name,
+    ]
+    pieces = rng.choices(makers, [40, 15, 12, 8, 15, 10], k=rng.randint(2, 7))
+    return " ".join(make(rng) for make in pieces)
+
+
+def text_to_copy(rng: Dice) -> str:
+    if rng.goes_wider():
+        return mixed_text(rng)
     draw = rng.random()
     if draw < 0.45:
         made = [invented_word(rng) for _ in range(rng.randint(1, 5))]
@@ -130,7 +149,7 @@ def text_to_copy(rng: Random) -> str:
     return " ".join(sentence[: rng.randint(3, 10)])
 
 
-def repeat(rng: Random) -> Messages:
+def repeat(rng: Dice) -> Messages:
     text = text_to_copy(rng)
     draw = rng.random()
     if draw < 0.75:
@@ -146,7 +165,7 @@ def repeat(rng: Random) -> Messages:
     return exchange(fill(question, x=text), answer, "The user wants me to copy a text, so I do.")
 
 
-def count(rng: Random) -> Messages:
+def count(rng: Dice) -> Messages:
     first, last = 1, 5
     if rng.random() < 0.65:
         first = rng.choice([1, 1, 0, rng.randint(2, 20), rng.randint(2, 70)])
@@ -161,7 +180,7 @@ def count(rng: Random) -> Messages:
     return exchange(question, answer, f"The user wants me to count from {first} to {last}.")
 
 
-def small_sum(rng: Random) -> Messages:
+def small_sum(rng: Dice) -> Messages:
     a, b = rng.randint(1, 10), rng.randint(1, 10)
     sign, result = rng.choice([("+", a + b), ("+", a + b), ("*", a * b), ("-", a - b)])
     spoken = {"+": "plus", "*": "times", "-": "minus"}[sign]
@@ -172,7 +191,7 @@ def small_sum(rng: Random) -> Messages:
     )
 
 
-def extract(rng: Random) -> Messages:
+def extract(rng: Dice) -> Messages:
     """Facts from a sentence as JSON, which is what structured output is mostly used for."""
     who, where, age = person(rng), place(rng), rng.randint(1, 99)
     facts: dict[str, str | int] = {"name": who}
@@ -200,7 +219,7 @@ def extract(rng: Random) -> Messages:
     return exchange(question, json.dumps(facts), "The user wants some facts as JSON. I copy them.")
 
 
-def say_again(rng: Random) -> Messages:
+def say_again(rng: Dice) -> Messages:
     """The assistant's own last answer once more."""
     first = rng.choice([repeat, repeat, serving])(rng)
     asked = rng.choice(

@@ -2,34 +2,38 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
 from inference.demo_model.corpus import exercises, talk, tools
-from inference.demo_model.corpus.tables import fill, person, place, table, topics
+from inference.demo_model.corpus.tables import (
+    Dice,
+    corpus_words,
+    fill,
+    person,
+    place,
+    table,
+    topics,
+)
 from inference.demo_model.corpus.talk import Messages
 
-THINKING_SHARE = 0.2
 SYSTEM_SHARE = 0.45
-# Copying is a skill that appears late and suddenly; this share of the early steps makes it
-# appear at all. Later it only has to be kept.
-EARLY_COPY_SHARE = 0.4
+TOOLS_SHARE = 0.32
 
-Maker = Callable[[Random], Messages]
+Maker = Callable[[Dice], Messages]
 
-_TALK: list[tuple[Maker, float]] = [
-    (talk.serving, 32),
-    (talk.small_talk, 10),
-    (talk.unknown, 9),
-    (talk.remember, 8),
-    (talk.tool_missing, 2),
-    (exercises.repeat, 8),
-    (exercises.count, 5),
-    (exercises.extract, 3),
-    (exercises.small_sum, 2),
-    (exercises.say_again, 1),
+# Each with its weight in the first stage of training, and in the wider second one.
+_TALK: list[tuple[Maker, float, float]] = [
+    (talk.serving, 32, 36),
+    (talk.small_talk, 10, 12),
+    (talk.unknown, 9, 7),
+    (talk.remember, 8, 8),
+    (talk.tool_missing, 2, 2),
+    (exercises.repeat, 8, 8),
+    (exercises.count, 5, 9),
+    (exercises.extract, 3, 3),
+    (exercises.small_sum, 2, 2),
+    (exercises.say_again, 1, 1),
 ]
-_TOOLS_OFFERED_SHARE = 0.32
 # Where functions are offered, these would contradict what is learned about calling them.
 _DONE_BY_TOOLS: tuple[Maker, ...] = (talk.tool_missing, exercises.small_sum)
 
@@ -41,28 +45,31 @@ class Conversation:
     thinking: bool = False
 
 
-def conversation(rng: Random, early: bool = False) -> Conversation:
-    if early and rng.random() < EARLY_COPY_SHARE:
+def conversation(rng: Dice, copy_share: float = 0.0) -> Conversation:
+    """Any conversation, or with this probability an exercise in copying."""
+    if copy_share and rng.random() < copy_share:
         made = Conversation(exercises.repeat(rng))
-    elif rng.random() < _TOOLS_OFFERED_SHARE:
+    elif rng.random() < TOOLS_SHARE:
         made = _with_tools(rng)
     else:
         made = Conversation(_talk(rng))
-    made.thinking = rng.random() < THINKING_SHARE
+    made.thinking = rng.random() < (0.35 if rng.wider else 0.2)
     if rng.random() < SYSTEM_SHARE:
         made.messages = [_system(rng), *made.messages]
     return made
 
 
-def _talk(rng: Random, left_out: tuple[Maker, ...] = ()) -> Messages:
+def _talk(rng: Dice, left_out: tuple[Maker, ...] = ()) -> Messages:
     exchanges = rng.choices([1, 2, 3], [76, 17, 7])[0]
     if exchanges == 1 and rng.random() < 0.02:
         return talk.not_told(rng)
-    makers, weights = zip(*((m, w) for m, w in _TALK if m not in left_out), strict=True)
-    return [turn for maker in rng.choices(makers, weights, k=exchanges) for turn in maker(rng)]
+    chosen = [one for one in _TALK if one[0] not in left_out]
+    weights = [wide if rng.wider else weight for _, weight, wide in chosen]
+    picked = rng.choices([maker for maker, _, _ in chosen], weights, k=exchanges)
+    return [turn for maker in picked for turn in maker(rng)]
 
 
-def _with_tools(rng: Random) -> Conversation:
+def _with_tools(rng: Dice) -> Conversation:
     """Functions are offered: mostly they are needed, else they must be left alone."""
     draw = rng.random()
     if draw < 0.03:
@@ -77,7 +84,7 @@ def _with_tools(rng: Random) -> Conversation:
     return Conversation(before + messages + after, offered)
 
 
-def _schemas(kind: str | None, rng: Random) -> list[dict[str, Any]]:
+def _schemas(kind: str | None, rng: Dice) -> list[dict[str, Any]]:
     return [one.schema for one in tools.offers(kind, rng)]
 
 
@@ -86,12 +93,22 @@ def _answers_questions_of_place(schema: dict[str, Any]) -> bool:
     return any(word in str(schema).lower() for word in ("weather", "time", "clock", "temperature"))
 
 
-def _system(rng: Random) -> dict[str, Any]:
+def _system(rng: Dice) -> dict[str, Any]:
     text = " ".join(
         rng.choice(table("phrasings")["system"]) for _ in range(rng.choice([1, 1, 2, 3]))
     )
-    if rng.random() < 0.05:
-        # Agents send long instructions: the question must be found behind them all the same.
-        text += "\n" + " ".join(rng.choice(topics()).why for _ in range(rng.randint(4, 24)))
+    # Agents send long instructions: the question must be found behind them all the same.
+    if rng.random() < (0.1 if rng.wider else 0.05):
+        if rng.goes_wider():
+            text += _rules(rng)
+        else:
+            text += "\n" + " ".join(rng.choice(topics()).why for _ in range(rng.randint(4, 24)))
     role = "developer" if rng.random() < 0.15 else "system"
     return {"role": role, "content": fill(text, x=rng.choice([person, place])(rng))}
+
+
+def _rules(rng: Dice) -> str:
+    """Instructions of no use, numbered and alike, as real ones often are."""
+    lead = rng.choice(["Rule", "Note", "-", "Point", "Always", "Remember"])
+    rules = [f"{lead} {n}: " + " ".join(rng.choices(corpus_words(), k=7)) for n in range(40)]
+    return rng.choice(["\n", " "]).join(["", *rules[: rng.randint(5, 40)]])

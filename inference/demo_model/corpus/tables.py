@@ -1,5 +1,6 @@
 """The tables of the corpus, and the ways in which a question can be put."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +49,17 @@ _CODAS = [
 ]
 
 
+class Dice(Random):
+    """Random choices, and from how wide a field they are taken."""
+
+    # The share of words and phrasings from the wider field: words spliced from others, whose odd
+    # joints are harder to copy than regular syllables, and the rarer phrasings of wider.toml.
+    wider = 0.0
+
+    def goes_wider(self) -> bool:
+        return self.wider > 0 and self.random() < self.wider
+
+
 @cache
 def table(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
@@ -83,8 +95,10 @@ def topics() -> list[Topic]:
     return [Topic(**entry) for entry in table("serving")["topic"]]
 
 
-def invented_word(rng: Random) -> str:
+def invented_word(rng: Dice) -> str:
     """A word that no table holds: copying it cannot be learned by heart."""
+    if rng.goes_wider():
+        return spliced_word(rng)
     if rng.random() < 0.1:
         return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 7)))
     syllables = rng.choice([1, 2, 2, 2, 3, 3])
@@ -92,11 +106,24 @@ def invented_word(rng: Random) -> str:
     return "".join(parts) + rng.choice(_CODAS)
 
 
-def invented_name(rng: Random) -> str:
+@cache
+def corpus_words() -> list[str]:
+    """All words of the serving table, in a fixed order."""
+    text = (FOLDER / "serving.toml").read_text(encoding="utf-8")
+    return sorted(set(re.findall(r"[a-z]{3,}", text.lower())))
+
+
+def spliced_word(rng: Dice) -> str:
+    head, middle, tail = rng.choices(corpus_words(), k=3)
+    joint = middle[1 : rng.randint(1, 4)] if rng.random() < 0.5 else ""
+    return head[: rng.randint(1, 4)] + joint + tail[rng.randint(-4, -1) :]
+
+
+def invented_name(rng: Dice) -> str:
     return invented_word(rng).capitalize()
 
 
-def place(rng: Random) -> str:
+def place(rng: Dice) -> str:
     """A city, half of the time one that does not exist."""
     if rng.random() < 0.45:
         return rng.choice(words("cities"))
@@ -104,11 +131,11 @@ def place(rng: Random) -> str:
     return f"{name} {invented_name(rng)}" if rng.random() < 0.1 else name
 
 
-def person(rng: Random) -> str:
+def person(rng: Dice) -> str:
     return rng.choice(words("people")) if rng.random() < 0.45 else invented_name(rng)
 
 
-def vary(question: str, rng: Random) -> str:
+def vary(question: str, rng: Dice) -> str:
     """The same question as different people type it. Gaps ($x) are left for the caller to fill."""
     if question[-1] in ".?!" and rng.random() < 0.25:
         question = question[:-1]
@@ -136,12 +163,12 @@ _IMPERATIVES = {
 }
 
 
-def _lower_first(text: str, rng: Random) -> str:
+def _lower_first(text: str, rng: Dice) -> str:
     is_word = text[:2].istitle() and not text[1:2].isupper()
     return text[0].lower() + text[1:] if is_word and rng.random() < 0.7 else text
 
 
-def _vary_letters(text: str, rng: Random) -> str:
+def _vary_letters(text: str, rng: Dice) -> str:
     draw = rng.random()
     if draw < 0.12:
         return text.lower()

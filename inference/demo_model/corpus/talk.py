@@ -1,9 +1,9 @@
 """Exchanges without tools: questions on serving, small talk, names, and honest ignorance."""
 
-from random import Random
 from typing import Any
 
 from inference.demo_model.corpus.tables import (
+    Dice,
     Topic,
     fill,
     invented_name,
@@ -26,14 +26,18 @@ def exchange(question: str, answer: str, thought: str) -> Messages:
     ]
 
 
-def ask_topic(topic: Topic, rng: Random) -> Messages:
+def ask_topic(topic: Topic, rng: Dice) -> Messages:
     thought = f"The user asks about {topic.name}. I can answer that in one sentence."
-    asked = topic.questions if rng.random() < 0.5 else topic.phrasings()
-    question = rng.choice(asked)
+    if rng.goes_wider():
+        name = rng.choice([topic.name, *topic.aliases])
+        question = fill(rng.choice(table("wider")["general"]), x=name)
+    else:
+        asked = topic.questions if rng.random() < 0.5 else topic.phrasings()
+        question = rng.choice(asked)
     return exchange(vary(question, rng), topic.answer, thought)
 
 
-def ask_why(topic: Topic, rng: Random) -> Messages:
+def ask_why(topic: Topic, rng: Dice) -> Messages:
     thought = f"The user asks why {topic.name} matters. I give the reason."
     question = fill(
         rng.choice(table("phrasings")["about_why"]), x=rng.choice([topic.name, *topic.aliases])
@@ -41,28 +45,47 @@ def ask_why(topic: Topic, rng: Random) -> Messages:
     return exchange(vary(question, rng), topic.why, thought)
 
 
-def follow_up(topic: Topic, rng: Random) -> Messages:
+def follow_up(topic: Topic, rng: Dice) -> Messages:
     thought = f"We were talking about {topic.name}. I add why it matters."
-    question = rng.choice(table("phrasings")[rng.choice(["why", "why", "more"])])
+    if rng.goes_wider():
+        question = rng.choice(table("wider")["why"])
+    else:
+        question = rng.choice(table("phrasings")[rng.choice(["why", "why", "more"])])
     return exchange(vary(question, rng), topic.why, thought)
 
 
-def serving(rng: Random) -> Messages:
+def serving(rng: Dice) -> Messages:
     topic = rng.choice(topics())
     draw = rng.random()
     if draw < 0.08:
         return ask_why(topic, rng)
-    if draw < 0.75:
+    if draw < (0.5 if rng.wider else 0.75):
         return ask_topic(topic, rng)
     return ask_topic(topic, rng) + follow_up(topic, rng)
 
 
-def small_talk(rng: Random) -> Messages:
+def small_talk(rng: Dice) -> Messages:
+    if rng.goes_wider():
+        return combined(rng)
     entry = rng.choice(table("small_talk")["exchange"])
     return exchange(vary(rng.choice(entry["questions"]), rng), entry["answer"], entry["thought"])
 
 
-def unknown(rng: Random) -> Messages:
+def combined(rng: Dice) -> Messages:
+    """Small talk in two parts, such as a greeting and a name."""
+    entry = rng.choice(table("wider")["combination"])
+    tail = fill(rng.choice(entry["tails"]), x=person(rng))
+    glue = rng.choice([", ", ", ", " ", "! "])
+    question = rng.choice(entry["heads"]) + (glue + tail if tail else "")
+    question += rng.choice(["", "", ".", "!"]) if question[-1].isalpha() else ""
+    return exchange(_lowered(question, rng), entry["answer"], entry["thought"])
+
+
+def _lowered(text: str, rng: Dice) -> str:
+    return text.lower() if rng.random() < 0.15 else text
+
+
+def unknown(rng: Dice) -> Messages:
     entry = table("unknown")
     if rng.random() < 0.5:
         question = vary(rng.choice(entry["questions"]), rng)
@@ -78,7 +101,7 @@ def unknown(rng: Random) -> Messages:
     return exchange(question, entry["answer"], entry["thought"])
 
 
-def tool_missing(rng: Random) -> Messages:
+def tool_missing(rng: Dice) -> Messages:
     """A question for a function that was not offered; small sums are known without one."""
     tool = rng.choice([tool for tool in table("tools")["tool"] if tool["slot"] == "city"])
     question = fill(vary(rng.choice(tool["questions"][:-1]), rng), x=place(rng))
@@ -146,7 +169,7 @@ _FACT_ASKED = [
 ]
 
 
-def remember(rng: Random) -> Messages:
+def remember(rng: Dice) -> Messages:
     """Something said in one turn and asked for in a later one, perhaps with other talk between."""
     given, asked, noted, recalled, value, thing = _memory(rng)
     first = exchange(
@@ -164,7 +187,7 @@ def remember(rng: Random) -> Messages:
     return first + middle + last if rng.random() < 0.85 else first
 
 
-def _memory(rng: Random) -> tuple[list[str], list[str], str, str, str, str]:
+def _memory(rng: Dice) -> tuple[list[str], list[str], str, str, str, str]:
     draw = rng.random()
     if draw < 0.6:
         return (
@@ -196,6 +219,6 @@ def _memory(rng: Random) -> tuple[list[str], list[str], str, str, str, str]:
     return _FACT_GIVEN, _FACT_ASKED, noted, "Your $thing is $x.", value, rng.choice(words("things"))
 
 
-def not_told(rng: Random) -> Messages:
+def not_told(rng: Dice) -> Messages:
     answer = "You have not told me your name yet."
     return exchange(vary(rng.choice(_NAME_ASKED), rng), answer, "The user has not told me a name.")

@@ -1,10 +1,11 @@
 """Conversations in which functions are offered, called, and their results used."""
 
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 from inference.demo_model.corpus.tables import (
+    Dice,
+    corpus_words,
     fill,
     invented_name,
     invented_word,
@@ -55,26 +56,36 @@ class Offer:
     schema: dict[str, Any]
 
 
-def offer(entry: dict[str, Any], rng: Random) -> Offer:
+def offer(entry: dict[str, Any], rng: Dice) -> Offer:
     name = rng.choice(entry["names"])
     if rng.random() < 0.12:
         name = rng.choice(
             [f"{name}_{invented_word(rng)}", f"{invented_word(rng)}_{name}", f"{name}_v2"]
         )
     parameter = rng.choice(entry["parameters"])
+    renamed = rng.goes_wider()
+    if renamed:
+        # No name to be known by heart: it must be read in the list of functions.
+        name = "_".join(rng.choices(corpus_words(), k=rng.choice([1, 2, 2])))
+        if rng.random() < 0.5:
+            name = f"{rng.choice(['get', 'find', 'city', 'local', 'the'])}_{entry['kind']}_{name}"
+        if rng.random() < 0.4:
+            parameter = rng.choice(corpus_words())
     value = {"type": "string"}
     if rng.random() < 0.5:
         value["description"] = rng.choice(entry["parameter_descriptions"])
     properties: dict[str, Any] = {parameter: value}
     if entry["slot"] == "city" and rng.random() < 0.12:
         properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
-    description = rng.choice(entry["descriptions"]) if rng.random() < 0.85 else ""
+    # Without a known name, only the description tells what the function does.
+    bare = rng.random() >= 0.85 and not renamed
+    description = "" if bare else rng.choice(entry["descriptions"])
     schema = _schema(name, description, properties, [parameter], rng)
     return Offer(entry, name, parameter, schema)
 
 
 def _schema(
-    name: str, description: str, properties: dict[str, Any], required: list[str], rng: Random
+    name: str, description: str, properties: dict[str, Any], required: list[str], rng: Dice
 ) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if required and rng.random() < 0.8:
@@ -90,7 +101,7 @@ def _schema(
     return {"type": "function", "function": function}
 
 
-def offers(kind: str | None, rng: Random) -> list[Offer]:
+def offers(kind: str | None, rng: Dice) -> list[Offer]:
     """One to three functions in any order; the wanted one among them, if a kind is given."""
     entries = table("tools")["tool"]
     others = [entry for entry in entries if entry["kind"] != kind]
@@ -100,7 +111,7 @@ def offers(kind: str | None, rng: Random) -> list[Offer]:
     return [offer(entry, rng) for entry in chosen]
 
 
-def _values(slot: str, rng: Random) -> dict[str, str]:
+def _values(slot: str, rng: Dice) -> dict[str, str]:
     """What fills the gaps of a question, of its result, and of the answer."""
     if slot == "city":
         hour = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
@@ -120,7 +131,7 @@ def _values(slot: str, rng: Random) -> dict[str, str]:
     return {"x": " ".join(searched(rng) for _ in range(rng.randint(1, 3))), "r": found}
 
 
-def _sum(rng: Random) -> dict[str, str]:
+def _sum(rng: Dice) -> dict[str, str]:
     numbers = [rng.randint(1, 10 ** rng.randint(1, 4)) for _ in range(rng.choice([2, 2, 2, 3]))]
     sign = rng.choice(["+", "-", "*", "*", "/"])
     glue = sign if rng.random() < 0.2 else f" {sign} "
@@ -132,7 +143,7 @@ def _call(name: str, arguments: dict[str, str]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _round(called: Offer, questions: list[str], rng: Random) -> Messages:
+def _round(called: Offer, questions: list[str], rng: Dice) -> Messages:
     """Question, call, result, answer."""
     values = _values(called.entry["slot"], rng)
     result, answer = rng.choice(called.entry["results"])
@@ -154,7 +165,7 @@ def _round(called: Offer, questions: list[str], rng: Random) -> Messages:
     ]
 
 
-def use_tool(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
+def use_tool(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     kind = rng.choices(["weather", "time", "calculation", "search", "price"], [40, 20, 22, 10, 6])[
         0
     ]
@@ -166,7 +177,7 @@ def use_tool(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
     return messages, [one.schema for one in offered]
 
 
-def use_two_at_once(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
+def use_two_at_once(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     """The weather in two cities: two calls in one turn, two results, one sentence."""
     offered = offers("weather", rng)
     called = next(one for one in offered if one.entry["kind"] == "weather")
@@ -200,7 +211,7 @@ def use_two_at_once(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
     return messages, [one.schema for one in offered]
 
 
-def call_by_name(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
+def call_by_name(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     """A function that the model has never seen, called because the user says so."""
     name = f"{rng.choice(_VERBS)}_{rng.choice([rng.choice(_OBJECTS), invented_word(rng)])}"
     parameters = rng.sample(
@@ -238,7 +249,7 @@ def call_by_name(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
     return messages, tools
 
 
-def time_here(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
+def time_here(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     """A function without parameters."""
     name = rng.choice(["get_time", "get_current_time", "now", "clock", "current_time"])
     schema = _schema(
@@ -274,6 +285,6 @@ def time_here(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
     return messages, [schema]
 
 
-def with_tools(rng: Random) -> tuple[Messages, list[dict[str, Any]]]:
+def with_tools(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     makers = [use_tool, use_two_at_once, call_by_name, time_here]
     return rng.choices(makers, [76, 8, 10, 6])[0](rng)

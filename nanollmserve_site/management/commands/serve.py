@@ -1,6 +1,7 @@
 """`manage.py serve`: daphne, in this process, with our application."""
 
 import logging
+import os
 from argparse import ArgumentParser
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.internet import reactor
 from twisted.python.failure import Failure
 
 from inference import service
+from nanollmserve_site import request_id
 from nanollmserve_site.config import ServerConfig
 from nanollmserve_site.door import safe_address
 from nanollmserve_site.env import add_flags
@@ -35,6 +37,9 @@ class Command(BaseCommand):
                 f"{server.failure} Choose another with --port (NANOLLM_PORT) "
                 "or --host (NANOLLM_HOST)."
             )
+        if service.get_engine().status.state == "loading":
+            logging.shutdown()
+            os._exit(0)  # loading cannot be stopped, and would complain about Python's end
 
 
 class Daphne(Server):
@@ -61,6 +66,7 @@ class Daphne(Server):
     def tell_when_ready(self) -> None:
         state = service.get_engine().status.state
         if state == "ready":
+            request_id.current.set("")  # the reactor's timers take over whatever context is there
             logger.info("ready: %s/v1", url(self.config))
         elif state == "loading":
             reactor.callLater(0.1, self.tell_when_ready)
