@@ -8,8 +8,8 @@ from functools import cached_property
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
-from django.core.paginator import EmptyPage, Paginator
-from django.db.models import Case, Exists, OuterRef, TextField, Value, When
+from django.core.paginator import EmptyPage, Page, Paginator
+from django.db.models import Case, Exists, OuterRef, QuerySet, TextField, Value, When
 from django.db.models.fields.json import KT
 from django.db.models.functions import Coalesce, Concat, Left
 from django.urls import reverse
@@ -51,17 +51,20 @@ class UncountedPaginator(Paginator):
     def has_more(self) -> bool:
         return len(self.ids) > self.per_page
 
+    @property
+    def rows(self) -> QuerySet:
+        return self.object_list.filter(pk__in=self.ids[: self.per_page])
+
     @cached_property
     def count(self) -> int:
-        # A page too far claims a row nevertheless: where no more rows are known than fit one
-        # page, the change list shows the whole table and asks for no page.
+        # A page too far claims a row nevertheless: with fewer rows than fit one page, the change
+        # list would not ask for the page, and not learn that it does not exist.
         return self.start + (len(self.ids) or min(self.start, 1))
 
-    def page(self, number: int):
+    def page(self, number: int) -> Page:
         if number != self.number or not self.ids:
             raise EmptyPage
-        rows = self.object_list.filter(pk__in=self.ids[: self.per_page])
-        return self._get_page(rows, number, self)
+        return self._get_page(self.rows, number, self)
 
 
 class RecentValuesFilter(admin.SimpleListFilter):
@@ -131,7 +134,8 @@ class LookingAdmin(admin.ModelAdmin):
 class UncountedList(ChangeList):
     def get_results(self, request):
         super().get_results(request)
-        # The search form tells the count if these differ; ours is none unless the rows end here.
+        self.result_list = self.paginator.rows  # where all rows fit one page, it would search again
+        # The search form tells the count if the two differ; ours is only what is known so far.
         self.full_result_count = self.result_count
 
 
@@ -182,7 +186,7 @@ class StoredResponseAdmin(LookingAdmin):
 
     @admin.display(ordering="created_at")
     def created(self, row) -> str:
-        return format_html("{}<br><small>{:.16}…</small>", super().created(row), row.pk)
+        return format_html("{} <small>{}</small>", super().created(row), row.pk)
 
     @admin.display(description="status")
     def state(self, row) -> str:
@@ -259,10 +263,10 @@ class RequestLogAdmin(LookingAdmin):
 
     list_display = (
         "created",
-        "endpoint",
-        "model",
         "state",
         "status",
+        "endpoint",
+        "model",
         "stream",
         "finish_reason",
         "prompt",

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.demo_model import DEMO_MODEL_PATH
-from inference.demo_model.corpus.tables import table, topics
+from inference.demo_model.corpus.tables import fill, table, topics
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -104,22 +104,33 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w$ ]", " ", text.casefold()).split())
 
 
+@cache
 def trained_questions() -> set[str]:
-    """Every question that training can ask, also behind a lead-in or before a lead-out, plain."""
+    return {plain(text) for text in _questions_of_tables()}
+
+
+def is_trained(question: str) -> bool:
+    """Whether training can ask this, be it behind a lead-in or before a lead-out."""
     phrasings = table("phrasings")
-    asked = {plain(text) for text in _questions_of_tables()}
-    leads = [plain(lead) for lead in ["", "Please", *phrasings["lead_in"]]]
-    outs = [plain(out) for out in phrasings["lead_out"]]
-    led = {f"{lead} {text}".strip() for lead in leads for text in asked}
-    return led | {f"{text} {out}" for out in outs for text in asked}
+    text = plain(question)
+    bare = {text}
+    bare |= {text.removeprefix(plain(lead)) for lead in ["Please", *phrasings["lead_in"]]}
+    bare |= {text.removesuffix(plain(out)) for out in phrasings["lead_out"]}
+    return any(one.strip() in trained_questions() for one in bare)
 
 
 def _questions_of_tables() -> Iterator[str]:
+    wider = table("wider")
     for topic in topics():
         yield from topic.phrasings()
-    yield from table("phrasings")["why"] + table("phrasings")["more"]
+        for name in [topic.name, *topic.aliases]:
+            named = wider["general"] + table("phrasings")["about_why"]
+            yield from (fill(text, x=name) for text in named)
+    yield from table("phrasings")["why"] + table("phrasings")["more"] + wider["why"]
     yield from table("unknown")["questions"]
     for entry in table("small_talk")["exchange"]:
         yield from entry["questions"]
+    for entry in wider["combination"]:
+        yield from (f"{head} {tail}" for head in entry["heads"] for tail in entry["tails"])
     for tool in table("tools")["tool"]:
         yield from tool["questions"] + tool["follow_ups"]

@@ -44,6 +44,7 @@ class Stage:
     copy_share: float  # of the conversations, up to the step `copy_until`
     copy_until: float  # as a share of the steps
     wider: float  # see Dice
+    basics: float = 0.0
 
     def learning_rate(self, step: int) -> float:
         """A short warm-up, then a cosine down to nothing."""
@@ -54,18 +55,20 @@ class Stage:
 
     def batches(self, encoder: Encoder) -> Iterator[Batch]:
         rng = Dice(self.seed)
-        rng.wider = self.wider
+        rng.wider, rng.basics = self.wider, self.basics
         copy_steps = int(self.steps * self.copy_until)
         yield from islice(batches(encoder, rng, self.copy_share), copy_steps)
         yield from islice(batches(encoder, rng, 0.0), self.steps - copy_steps)
 
 
 # Copying is a skill that appears late and suddenly. The large share of exercises in the first
-# stage makes it appear at all; the second stage makes it hold for words of any kind, and widens the
-# phrasings and the names of functions.
+# stage makes it appear at all; the next two make it hold for words of any kind, and widen the
+# phrasings and the names of functions; the last one is for what people try first.
 STAGES = [
     Stage(3000, SEED, 2e-3, copy_share=0.4, copy_until=0.6, wider=0.0),
     Stage(900, SEED + 1, 1.5e-3, copy_share=0.2, copy_until=1.0, wider=0.5),
+    Stage(1000, SEED + 2, 1.5e-3, copy_share=0.3, copy_until=1.0, wider=0.5),
+    Stage(600, SEED + 3, 1e-3, copy_share=0.1, copy_until=1.0, wider=0.5, basics=0.5),
 ]
 
 

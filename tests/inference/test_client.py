@@ -91,8 +91,11 @@ async def test_a_slow_reader_gets_fewer_and_larger_deltas(engine):
 
 
 async def test_leaving_the_block_aborts(engine):
+    steps, forward = threading.Semaphore(3), engine.core._runner.forward
+    engine.core._runner.forward = lambda inputs: steps.acquire() and forward(inputs)
     async with engine.generate(make_request("left", [1, 2], 60)) as deltas:
         await anext(deltas)
+    steps.release(100)
     wait_until(lambda: not engine.core.has_work)
 
     assert engine.core.pool.num_free == engine.core.pool.num_blocks - 1

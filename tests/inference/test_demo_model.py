@@ -17,12 +17,11 @@ from inference.demo_model.evaluate import (
     ask,
     function,
     held_out_questions,
+    is_trained,
     model,
-    plain,
     render,
     replies,
     tokenizer,
-    trained_questions,
     user,
 )
 from inference.demo_model.vocabulary import MARKUP, TEMPLATE
@@ -98,7 +97,7 @@ def test_it_finds_the_question_behind_long_instructions() -> None:
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [
-        ("greetings", r"^(Hello|Good day|Hi)\b"),
+        ("greetings", r"^(Hello|Good morning)! How can I help you"),
         ("identity", r"nanoLLMServe demo model.*make serve"),
         ("thanks", r"^You are welcome"),
         ("goodbyes", r"^Goodbye"),
@@ -304,8 +303,8 @@ def test_no_held_out_phrasing_is_trained() -> None:
     held_out += HELD_OUT["follow_up"]["why"]
     for kind in ("weather", "time", "calculation"):
         held_out += HELD_OUT["tools"][kind]
-    trained = trained_questions()
-    assert [text for text in held_out if plain(text) in trained] == []
+    assert [text for text in held_out if is_trained(text)] == []
+    assert is_trained("Hey, what is the KV cache")
 
 
 def test_no_other_held_out_phrasing_or_name_occurs_in_the_corpus() -> None:

@@ -416,6 +416,14 @@ class TestPages:
         assert len(ours) >= 2
         assert not [sql for sql in ours if "COUNT(" in sql.upper() or "DISTINCT" in sql.upper()]
 
+    def test_all_can_be_selected_only_where_their_number_is_known(self, operator):
+        for _ in range(3):
+            make_response()
+
+        assert "Select all 3" not in page_of(operator, RESPONSES)
+        assert "Select all 3 stored responses" in page_of(operator, f"{RESPONSES}?p=2")
+        assert "0 of 2 selected" in page_of(operator, RESPONSES)  # the list's script needs it
+
 
 class TestHistory:
     def test_it_shows_what_a_request_cost(self, operator):

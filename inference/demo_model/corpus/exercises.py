@@ -11,6 +11,7 @@ from inference.demo_model.corpus.tables import (
     invented_word,
     person,
     place,
+    table,
     topics,
     vary,
     words,
@@ -165,6 +166,23 @@ def repeat(rng: Dice) -> Messages:
     return exchange(fill(question, x=text), answer, "The user wants me to copy a text, so I do.")
 
 
+def repeat_plainly(rng: Dice) -> Messages:
+    """A few common words, or something that people say."""
+    if rng.random() < 0.4:
+        text = rng.choice(rng.choice(table("small_talk")["exchange"])["questions"])
+    else:
+        text = " ".join(rng.choices(corpus_words() + words("nouns"), k=rng.randint(1, 5)))
+    if rng.random() < 0.3:
+        text = text[0].lower() + text[1:]
+    thought = "The user wants me to copy a text, so I do."
+    return exchange(fill(rng.choice(_REPEAT), x=text), text, thought)
+
+
+def count_a_little(rng: Dice) -> Messages:
+    first = rng.choice([1, 1, 1, 2, 3, rng.randint(4, 10)])
+    return _counted(first, first + rng.randint(1, 10), rng)
+
+
 def count(rng: Dice) -> Messages:
     first, last = 1, 5
     if rng.random() < 0.65:
@@ -172,6 +190,10 @@ def count(rng: Dice) -> Messages:
         last = first + rng.choice([2, 3, 4, 5, 6, 9, 11, 19, 29])
     if rng.random() < 0.04:
         first, last = 1, 100
+    return _counted(first, last, rng)
+
+
+def _counted(first: int, last: int, rng: Dice) -> Messages:
     phrasings = _COUNT + _COUNT_FROM_ONE * 2 if first == 1 else _COUNT
     as_words = last <= 20 and rng.random() < 0.3
     shown = [_NUMBERS[n] if as_words else str(n) for n in (first, last)]

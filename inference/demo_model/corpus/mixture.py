@@ -47,7 +47,9 @@ class Conversation:
 
 def conversation(rng: Dice, copy_share: float = 0.0) -> Conversation:
     """Any conversation, or with this probability an exercise in copying."""
-    if copy_share and rng.random() < copy_share:
+    if rng.basics and rng.random() < rng.basics:
+        made = _basics(rng)
+    elif copy_share and rng.random() < copy_share:
         made = Conversation(exercises.repeat(rng))
     elif rng.random() < TOOLS_SHARE:
         made = _with_tools(rng)
@@ -57,6 +59,18 @@ def conversation(rng: Dice, copy_share: float = 0.0) -> Conversation:
     if rng.random() < SYSTEM_SHARE:
         made.messages = [_system(rng), *made.messages]
     return made
+
+
+def _basics(rng: Dice) -> Conversation:
+    if rng.random() < 0.3:
+        return Conversation(*tools.choose_tool(rng))
+    makers: list[Maker] = [
+        exercises.repeat_plainly,
+        exercises.count_a_little,
+        exercises.small_sum,
+        talk.identity,
+    ]
+    return Conversation(rng.choices(makers, [35, 30, 25, 10])[0](rng))
 
 
 def _talk(rng: Dice, left_out: tuple[Maker, ...] = ()) -> Messages:

@@ -55,6 +55,8 @@ class Dice(Random):
     # The share of words and phrasings from the wider field: words spliced from others, whose odd
     # joints are harder to copy than regular syllables, and the rarer phrasings of wider.toml.
     wider = 0.0
+    # The share of conversations about the first things that people try.
+    basics = 0.0
 
     def goes_wider(self) -> bool:
         return self.wider > 0 and self.random() < self.wider

@@ -85,6 +85,13 @@ def _lowered(text: str, rng: Dice) -> str:
     return text.lower() if rng.random() < 0.15 else text
 
 
+def identity(rng: Dice) -> Messages:
+    entry = next(
+        one for one in table("small_talk")["exchange"] if "Who are you?" in one["questions"]
+    )
+    return exchange(vary(rng.choice(entry["questions"]), rng), entry["answer"], entry["thought"])
+
+
 def unknown(rng: Dice) -> Messages:
     entry = table("unknown")
     if rng.random() < 0.5:

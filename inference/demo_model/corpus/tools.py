@@ -171,6 +171,23 @@ def use_tool(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     ]
     offered = offers(kind, rng)
     called = next(one for one in offered if one.entry["kind"] == kind)
+    return _use(called, offered, rng)
+
+
+def choose_tool(rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
+    """One of at least two functions, mostly beside one with the same kind of argument."""
+    kind, other = rng.sample(["weather", "time"], 2)
+    if rng.random() < 0.3:
+        kind = "calculation"
+    offered = offers(kind, rng)
+    if not any(one.entry["kind"] == other for one in offered):
+        entry = next(entry for entry in table("tools")["tool"] if entry["kind"] == other)
+        offered.insert(rng.randint(0, len(offered)), offer(entry, rng))
+    called = next(one for one in offered if one.entry["kind"] == kind)
+    return _use(called, offered, rng)
+
+
+def _use(called: Offer, offered: list[Offer], rng: Dice) -> tuple[Messages, list[dict[str, Any]]]:
     messages = _round(called, called.entry["questions"], rng)
     if rng.random() < 0.15:
         messages += _round(called, called.entry["follow_ups"], rng)
