@@ -56,7 +56,10 @@ class StoredResponse(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
-        indexes = [models.Index(fields=["status", "-created_at"])]
+        indexes = [
+            models.Index(fields=["status", "-created_at"]),
+            models.Index(fields=["model", "-created_at"]),
+        ]
 
     def __str__(self) -> str:
         return f"{self.id} ({self.status})"
@@ -116,7 +119,11 @@ class RequestLog(models.Model):
     class Meta:
         ordering = ["-created_at"]
         verbose_name = "request"
-        indexes = [models.Index(fields=["endpoint", "-created_at"])]
+        indexes = [
+            models.Index(fields=["endpoint", "-created_at"]),
+            models.Index(fields=["outcome", "-created_at"]),
+            models.Index(fields=["model", "-created_at"]),
+        ]
 
     def __str__(self) -> str:
         return f"{self.endpoint} {self.status or self.outcome}"
