@@ -166,6 +166,7 @@ def live_server(data_dir: Path, **environ: str) -> Iterator[LiveServer]:
         wait_until_ready(server)
         yield server
     finally:
+        server.client.close()
         process.terminate()
         process.wait(20)
 

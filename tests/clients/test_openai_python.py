@@ -126,7 +126,10 @@ async def test_32_streams_at_once_get_the_answers_they_would_get_alone(server, m
             slowest_health = max(slowest_health, time.monotonic() - started)
             await asyncio.sleep(0.01)
 
-    assert await together == [alone[question] for question in QUESTIONS * 4]
+    answers = await together
+    await client.close()
+
+    assert answers == [alone[question] for question in QUESTIONS * 4]
     assert all(reason == "stop" for _, reason in alone.values())
     assert slowest_health < 2
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from jinja2 import TemplateError
+from safetensors.torch import load_file
 
 from inference.demo_model import DEMO_MODEL_PATH
 from inference.demo_model.corpus.tables import FOLDER, table, topics
@@ -67,7 +68,7 @@ def test_it_answers_held_out_questions_on_serving_and_stops() -> None:
 
 
 def test_it_answers_the_same_in_bfloat16() -> None:
-    questions = held_out_questions()[::3]
+    questions = held_out_questions()
     made = replies(ask(*(text for text, _ in questions)), dtype=torch.bfloat16)
     assert all(reply.stopped for reply in made)
     expect(0.85, texts(made), answers(questions))
@@ -108,7 +109,7 @@ def test_small_talk(kind: str, wanted: str) -> None:
     made = replies(ask(*HELD_OUT["small_talk"][kind]))
     assert all(reply.stopped for reply in made)
     missed = [reply.text for reply in made if not re.search(wanted, reply.text)]
-    assert len(missed) <= len(made) // 4, missed
+    assert len(missed) <= len(made) / 3, missed
 
 
 def test_it_counts_from_one_to_five() -> None:
@@ -123,7 +124,7 @@ def test_it_counts_between_other_numbers() -> None:
     expect(0.75, texts(made), wanted)
 
 
-def test_it_repeats_text_of_any_script() -> None:
+def test_it_repeats_a_short_text() -> None:
     wanted = HELD_OUT["copying"]["texts"]
     made = replies(ask(*(f"Repeat after me: {text}" for text in wanted)))
     expect(0.7, texts(made), wanted)
@@ -349,9 +350,11 @@ def test_markup_is_one_token_and_stays_in_the_text() -> None:
 
 def test_it_is_a_small_qwen3() -> None:
     config = json.loads((DEMO_MODEL_PATH / "config.json").read_text("utf-8"))
-    assert (DEMO_MODEL_PATH / "model.safetensors").stat().st_size <= 8_000_000
+    weights = DEMO_MODEL_PATH / "model.safetensors"
+    assert weights.stat().st_size <= 8_000_000
     assert config["architectures"] == ["Qwen3ForCausalLM"]
-    assert config["dtype"] == "bfloat16"
+    assert config["dtype"] == "float32"
+    assert {value.dtype for value in load_file(weights).values()} == {torch.bfloat16}
     assert config["max_position_embeddings"] >= 32768
     assert 2000 <= config["vocab_size"] <= 8000
     assert len(tokenizer()) == config["vocab_size"]
