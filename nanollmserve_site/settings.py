@@ -12,6 +12,9 @@ from nanollmserve_site.state import secret_key
 from openai_api.config import ApiConfig
 
 load_dotenv(BASE_DIR / ".env")  # what the environment has wins
+# Torch's threads wait for each other thousands of times a second. Those that spin while they wait
+# starve the web's thread, and halve the speed of both as soon as another process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 env.refuse_unknown(os.environ)
 ENGINE = env.read(EngineConfig, os.environ)
 API = env.read(ApiConfig, os.environ)
