@@ -1,7 +1,9 @@
 """The database's own threads.
 
 Django gives each ASGI request a thread and a connection that live as long as its stream. Here a
-state change is one function, run in one of a few threads that keep their connections.
+read or a state change is one function, run in one of a few threads that keep their connections.
+All writes go through one of them, in the order in which they were asked for: a row that is
+inserted and finished is never finished first, whoever was cancelled in between.
 """
 
 import asyncio
@@ -16,17 +18,32 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+_readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database-read")
+_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database-write")
 
 
-async def in_database(function: Callable[..., T], *args) -> T:
-    """Run a function of the ORM in a database thread. Cancelling the wait does not undo it."""
-    return await asyncio.shield(asyncio.wrap_future(_threads.submit(_run, function, *args)))
+async def read(function: Callable[..., T], *args) -> T:
+    """Run a function that only reads."""
+    return await _wait(_readers.submit(_run, function, *args))
+
+
+async def write(function: Callable[..., T], *args) -> T:
+    """Run a function that writes. Cancelling the wait does not undo it."""
+    return await _wait(_writer.submit(_run, function, *args))
 
 
 def write_later(function: Callable[..., object], *args) -> None:
     """The same without waiting: for clean-up in a task that is being cancelled."""
-    _threads.submit(_run, function, *args).add_done_callback(_log_failure)
+    _writer.submit(_run, function, *args).add_done_callback(_log_failure)
+
+
+async def _wait(submitted: Future[T]) -> T:
+    future = asyncio.wrap_future(submitted)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_log_failure)  # nobody else will ask how it went
+        raise
 
 
 def _run(function: Callable[..., T], *args) -> T:
@@ -34,6 +51,6 @@ def _run(function: Callable[..., T], *args) -> T:
     return function(*args)
 
 
-def _log_failure(future: Future) -> None:
-    if (exc := future.exception()) is not None:
-        logger.error("a database write failed", exc_info=exc)
+def _log_failure(future: Future | asyncio.Future) -> None:
+    if not future.cancelled() and (exc := future.exception()) is not None:
+        logger.error("a database access failed", exc_info=exc)

@@ -4,7 +4,7 @@ import logging
 import time
 
 from openai_api.answers import Answer
-from openai_api.database import in_database, write_later
+from openai_api.database import write, write_later
 from openai_api.models import RequestLog
 
 logger = logging.getLogger("openai_api.request")
@@ -25,7 +25,7 @@ class Record:
         self._closed = False
 
     async def open(self) -> None:
-        await in_database(self.row.save)
+        await write(self.row.save)
 
     def describe(self, body: dict) -> None:
         """What the checked body tells of the request."""
@@ -44,7 +44,7 @@ class Record:
 
     async def close(self, outcome: str, status: int | None = None) -> None:
         if self._take_over(outcome, status):
-            await in_database(self.row.save)
+            await write(self.row.save)
 
     def close_later(self, outcome: str, status: int | None = None) -> None:
         """`close` for a task that is being cancelled."""

@@ -25,7 +25,9 @@ def served_names(model: ModelInfo) -> tuple[str, ...]:
 
 def check_model(model: ModelInfo, name: str) -> None:
     if name not in served_names(model):
-        raise ModelNotFound(f"The model `{name}` does not exist or you do not have access to it.")
+        raise ModelNotFound(
+            f"The model `{name[:200]}` does not exist or you do not have access to it."
+        )
 
 
 async def chat_prompt(
@@ -34,7 +36,7 @@ async def chat_prompt(
     """Messages to token ids. Raises InvalidRequest or ContextTooLong naming `param`."""
     kwargs = thinking_kwargs(body) | body["chat_template_kwargs"]
     try:
-        text = chat_template.render(model.tokenizer, messages, **kwargs)
+        text = chat_template.render(model.tokenizer, messages, kwargs)
     except InvalidPrompt as exc:
         raise InvalidRequest(str(exc), param) from exc
     return await tokenize(model, text, param, add_special_tokens=False)

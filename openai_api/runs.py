@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from django.db import IntegrityError
 
 from openai_api.answers import Answer
-from openai_api.database import in_database, write_later
+from openai_api.database import write, write_later
 from openai_api.errors import InvalidRequest, as_api_error, error_body
 from openai_api.models import BOOT_ID, RequestLog, StoredResponse
 from openai_api.protocol.events import ResponseEvents, logprobs_of, response_usage
@@ -68,7 +68,9 @@ def chain_items(previous_id: str | None) -> list[dict]:
     Raises InvalidRequest if a response of the chain is unknown, deleted, or did not complete.
     """
     turns: list[list[dict]] = []
-    while previous_id is not None:
+    seen: set[str] = set()  # callers may choose ids, and so could close a circle
+    while previous_id is not None and previous_id not in seen:
+        seen.add(previous_id)
         row = StoredResponse.objects.filter(pk=previous_id).first()
         if row is None:
             raise InvalidRequest(
@@ -108,7 +110,7 @@ async def run(row: StoredResponse, answer: Answer, *, logprobs: bool) -> AsyncIt
         last_events = list(events.finish(**final, usage=response_usage(answer)))
         if final["status"] == Status.CANCELLED:
             write_later(finish, row, events.resource)
-    await in_database(finish, row, events.resource)
+    await write(finish, row, events.resource)
     for event in last_events:
         yield event
 
@@ -126,7 +128,7 @@ async def _body(events: ResponseEvents, answer: Answer) -> AsyncIterator[dict]:
 async def create(row: StoredResponse) -> None:
     """Insert the row; without `store` nothing is kept."""
     if row.request["store"]:
-        await in_database(_insert, row)
+        await write(_insert, row)
 
 
 def _insert(row: StoredResponse) -> None:
@@ -155,7 +157,12 @@ def failure(error) -> dict:
 
 
 def finish(row: StoredResponse, resource: dict) -> None:
-    """Write the final resource, unless the row was deleted or ended by someone else."""
+    """Write the final resource, unless the row was deleted or ended by someone else.
+
+    A row that was never inserted, because nothing is to be stored or its id was taken, stays out.
+    """
+    if row._state.adding:
+        return
     completed_at = resource["completed_at"]
     row.finish(
         status=resource["status"],

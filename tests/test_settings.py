@@ -1,4 +1,5 @@
 import argparse
+import logging
 import shutil
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from inference.config import EngineConfig
 from nanollmserve_site import env, state
 from nanollmserve_site.config import BASE_DIR, ServerConfig
+from nanollmserve_site.request_id import AddRequestId
 from openai_api.config import ApiConfig
 
 SETTINGS = [
@@ -174,3 +176,10 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 def test_a_second_server_knows_that_it_is_not_the_only_one(tmp_path: Path) -> None:
     assert state.only_server(tmp_path)
     assert not state.only_server(tmp_path)
+
+
+def test_a_caller_cannot_write_a_line_of_the_log():
+    record = logging.LogRecord("a", 20, "", 0, "unknown: %s", ("x\n2026 forged\x1b[0m",), None)
+    AddRequestId().filter(record)
+
+    assert record.getMessage() == r"unknown: x\n2026 forged\x1b[0m"

@@ -145,6 +145,8 @@ class EngineClient:
         generation = Generation(self, request)
         self._generations[request.request_id] = generation
         self._inbox.put(lambda core: core.add(request))
+        if self.status.state != "ready":  # it has stopped just now, perhaps without seeing this
+            generation.deliver(EngineFailed("The engine has stopped."))
         return generation
 
     def abort(self, request_id: str) -> None:

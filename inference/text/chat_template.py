@@ -1,6 +1,7 @@
 """Messages to token ids, through the model's own chat template."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
@@ -10,7 +11,7 @@ from inference.errors import InvalidPrompt
 Message = dict[str, Any]
 
 
-def render(tokenizer: Any, messages: list[Message], **template_kwargs: Any) -> str:
+def render(tokenizer: Any, messages: list[Message], template_kwargs: Mapping[str, Any]) -> str:
     """The prompt's text, ready for an answer of the assistant.
 
     Templates differ in what they take, so three readings are tried, most faithful first: as sent;
@@ -28,7 +29,7 @@ def render(tokenizer: Any, messages: list[Message], **template_kwargs: Any) -> s
             return tokenizer.apply_chat_template(
                 reading, tokenize=False, add_generation_prompt=True, **template_kwargs
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as exc:
+        except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as exc:
             first_error = first_error or exc
     raise InvalidPrompt(f"The model's chat template refused the messages: {first_error}")
 

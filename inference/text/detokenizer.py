@@ -8,6 +8,7 @@ from typing import Any
 
 # More context than any tokenizer looks at to decide on spaces before the first new token.
 _CONTEXT = 8
+_MAX_PENDING = 32  # no character has that many bytes: what is still unclear never will be clear
 _INCOMPLETE = "\ufffd"
 
 
@@ -31,7 +32,8 @@ class Detokenizer:
         """The text that became certain with this token; often empty."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        if len(text) <= len(self._prefix) or text.endswith(_INCOMPLETE):
+        unclear = len(text) <= len(self._prefix) or text.endswith(_INCOMPLETE)
+        if unclear and len(self._window) - self._num_read < _MAX_PENDING:
             return ""
         return self._emit(text)
 

@@ -1,6 +1,7 @@
 """The body of a request: one JSON object, whatever `Content-Type` and `Content-Length` say."""
 
 import json
+from typing import Any
 
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
@@ -12,15 +13,20 @@ class StrictJSONParser(BaseParser):
     def parse(self, stream, media_type=None, parser_context=None) -> dict:
         """Raises ParseError for what is not JSON, not UTF-8, not an object, or nested too deep."""
         try:
-            text = stream.read().decode()
-            body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-            if "\\u" in text:  # half of a surrogate pair could neither be stored nor sent back
-                json.dumps(body, ensure_ascii=False).encode()
+            body = load_json(stream.read().decode())
         except (ValueError, RecursionError) as exc:
             raise ParseError("We could not parse the JSON body of your request.") from exc
         if not isinstance(body, dict):
             raise ParseError("The body of your request must be a JSON object.")
         return body
+
+
+def load_json(text: str) -> Any:
+    """Strict JSON. Raises ValueError, or RecursionError where it is nested too deep."""
+    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if "\\u" in text:  # half of a surrogate pair could neither be stored nor sent back
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,8 +1,7 @@
 """POST /v1/chat/completions"""
 
-import json
-
 from openai_api.errors import InvalidRequest
+from openai_api.policies.parsers import load_json
 from openai_api.serializers.content import content_text
 from openai_api.serializers.fields import (
     Boolean,
@@ -18,8 +17,10 @@ from openai_api.serializers.sampling import UNSUPPORTED, SamplingSerializer, Str
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 RESERVED_TEMPLATE_KEYS = {
-    "messages", "conversation", "tools", "documents", "chat_template", "tokenize",
-    "add_generation_prompt", "continue_final_message", "return_dict", "return_tensors",
+    "self", "tokenizer", "messages", "conversation", "tools", "documents", "chat_template",
+    "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation",
+    "max_length", "return_dict", "return_tensors", "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
 }  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def arguments_object(param: str, arguments) -> dict:
     if isinstance(arguments, dict):
         return arguments
     try:
-        value = json.loads(check_type(param, arguments, str) or "{}")
+        value = load_json(check_type(param, arguments, str) or "{}")
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -5,6 +5,7 @@ DRF's own fields take "0.5" for a number, "yes" for a boolean, and trim strings.
 """
 
 import logging
+import re
 
 from rest_framework import serializers
 
@@ -37,7 +38,7 @@ def wrong_type(param: str, expected: str, value) -> InvalidRequest:
 
 def wrong_value(param: str, value, supported) -> InvalidRequest:
     names = ", ".join(f"'{name}'" for name in supported)
-    message = f"Invalid value: '{value}'. Supported values are: {names}."
+    message = f"Invalid value: '{str(value)[:100]}'. Supported values are: {names}."
     return InvalidRequest(message, param, "invalid_value")
 
 
@@ -63,14 +64,19 @@ class StrictField(serializers.Field):
 
 
 class String(StrictField):
-    def __init__(self, *, max_length: int | None = None, choices=(), **kwargs) -> None:
-        self.max_length, self.choices = max_length, choices
+    def __init__(
+        self, *, max_length: int | None = None, choices=(), pattern: str = "", **kwargs
+    ) -> None:
+        self.max_length, self.choices, self.pattern = max_length, choices, pattern
         super().__init__(**kwargs)
 
     def check(self, param: str, value) -> str:
         check_type(param, value, str)
         if self.choices and value not in self.choices:
             raise wrong_value(param, value, self.choices)
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            message = f"Invalid '{param}': expected a string that matches {self.pattern}."
+            raise InvalidRequest(message, param, "invalid_value")
         if self.max_length is not None and len(value) > self.max_length:
             raise InvalidRequest(
                 f"Invalid '{param}': string too long. Expected a string with maximum length "
@@ -213,7 +219,8 @@ class BodySerializer(serializers.Serializer):
                 raise UnsupportedParameter(message, name)
         unknown = body.keys() - self.fields.keys() - self.UNSUPPORTED.keys() - set(self.IGNORED)
         if unknown:
-            logger.info("ignored unknown fields: %s", ", ".join(sorted(unknown)[:20]))
+            names = [name[:40] for name in sorted(unknown)[:20]]
+            logger.info("ignored unknown fields: %s", ", ".join(names))
         return super().to_internal_value(body)
 
 

@@ -101,6 +101,8 @@ class Input(StrictField):
 class TextFormat(StrictField):
     """`text`: plain text is the only format this server can keep to so far."""
 
+    verbosity = String(choices=("low", "medium", "high"))
+
     def check(self, param: str, value) -> dict:
         check_type(param, value, dict)
         form = value.get("format")
@@ -109,6 +111,8 @@ class TextFormat(StrictField):
             message = f"Unsupported parameter: '{param}.format.type' can only be 'text'."
             raise InvalidRequest(message, f"{param}.format", "unsupported_parameter")
         verbosity = value.get("verbosity")
+        if verbosity is not None:
+            self.verbosity.check(f"{param}.verbosity", verbosity)
         return {"format": {"type": "text"}} | ({"verbosity": verbosity} if verbosity else {})
 
 
@@ -167,7 +171,7 @@ class ResponseSerializer(SamplingSerializer):
     chat_template_kwargs = TemplateKwargs(default=dict)
 
     def validate(self, body: dict) -> dict:
-        if "input" not in body and not body.get("previous_response_id"):
+        if "input" not in body and "previous_response_id" not in body:
             message = "Missing required parameter: 'input'."
             raise InvalidRequest(message, "input", "missing_required_parameter")
         return body

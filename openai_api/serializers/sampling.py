@@ -1,5 +1,7 @@
 """The parameters all three ways to generate share: OpenAI's, and those vLLM added."""
 
+import re
+
 from openai_api.errors import InvalidRequest
 from openai_api.serializers.fields import (
     BodySerializer,
@@ -60,7 +62,7 @@ class LogitBias(StrictField):
         if len(value) > 1024:
             message = f"Invalid '{param}': too many properties. Expected at most 1024."
             raise InvalidRequest(message, param, "object_above_max_properties")
-        if wrong := [key for key in value if not (key.isascii() and key.isdigit())]:
+        if wrong := [key for key in value if not re.fullmatch("[0-9]{1,10}", key)]:
             message = f"Invalid '{param}': '{wrong[0][:40]}' is not a token id."
             raise InvalidRequest(message, param, "invalid_value")
         return {int(key): self.bias.check(f"{param}.{key}", v) for key, v in value.items()}
@@ -108,4 +110,4 @@ class SamplingSerializer(BodySerializer):
     allowed_token_ids = ListOf(Integer(0, 2**31), max_length=2**17)
     skip_special_tokens = Boolean(default=True)
     cache_salt = String(max_length=1024, default="")
-    request_id = String(max_length=64)
+    request_id = String(pattern=r"[A-Za-z0-9_.:-]{1,64}")

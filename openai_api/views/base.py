@@ -72,6 +72,7 @@ class AsyncAPIView(APIView):
             self.record.fail(200, error_body(error))
             raise error from exc
         finally:
+            self.record.abort_answers()  # those that nobody began to read
             self.record.close_later(outcome, 200)
 
     def _get_handler(self, method: str):

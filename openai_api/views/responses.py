@@ -2,7 +2,7 @@ from rest_framework.response import Response
 
 from openai_api import runs
 from openai_api.answers import Choice
-from openai_api.database import in_database
+from openai_api.database import read, write
 from openai_api.errors import InvalidRequest, NotFound
 from openai_api.models import StoredResponse
 from openai_api.prompts import chat_prompt, sampling_params
@@ -21,7 +21,7 @@ class ResponsesView(GenerateView):
     async def post(self, request):
         body, model = self.read_body()
         items = body.get("input", [])
-        context = await in_database(runs.chain_items, body.get("previous_response_id"))
+        context = await read(runs.chain_items, body.get("previous_response_id"))
         messages = to_messages(context + items, body.get("instructions"))
         if not messages:
             raise InvalidRequest("There is nothing to answer.", "input", "empty_array")
@@ -57,11 +57,11 @@ class ResponseView(AsyncAPIView):
         if request.query_params.get("stream", "").lower() == "true":
             message = "Unsupported parameter: 'stream' cannot be used to retrieve a response."
             raise InvalidRequest(message, "stream", "unsupported_parameter")
-        row = await in_database(_find, response_id)
+        row = await read(_find, response_id)
         return Response(row.to_dict())
 
     async def delete(self, request, response_id: str):
-        await in_database(_delete, response_id)
+        await write(_delete, response_id)
         return Response({"id": response_id, "object": "response", "deleted": True})
 
 

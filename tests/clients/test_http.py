@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 import socket
 import time
@@ -158,6 +159,24 @@ def test_a_client_that_leaves_ends_its_generation(server, http, model, stream):
     last_lines = server.log.read_text().strip().splitlines()[-12:]
     ended = f"POST /v1/completions {200 if stream else '-'} cancelled"
     assert any(ended in line for line in last_lines)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_leaving_before_the_first_token_leaks_nothing(server, http, model, path):
+    """Some leave between the head of the answer and its first token, where nobody reads yet."""
+    fields = {
+        "chat/completions": CHAT | {"max_tokens": 20_000, "n": 2},
+        "completions": ENDLESS,
+        "responses": {"input": "Hello!"},
+    }[path]
+    body = json.dumps(fields | {"model": model, "stream": True, "ignore_eos": True}).encode()
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    rng = random.Random(path)
+    for _ in range(40):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + body)
+            time.sleep(rng.random() * 0.03)
+    wait_until_idle(http, timeout_s=10)
 
 
 def test_a_response_whose_reader_left_is_cancelled_and_keeps_what_was_said(http, model):

@@ -47,6 +47,16 @@ def test_half_a_character_at_the_end_is_shown_as_such():
     assert detokenizer.flush() == "\ufffd"
 
 
+def test_bytes_that_never_make_a_character_do_not_pile_up():
+    tokenizer = byte_tokenizer()
+    detokenizer = Detokenizer(tokenizer, [])
+    token = tokenizer.encode("é")[1]  # only ever the second half of something
+    shown = "".join(detokenizer.add(token) for _ in range(100))
+
+    assert set(shown) == {"\ufffd"}
+    assert len(detokenizer._window) < 80
+
+
 def test_special_tokens_are_skipped_only_if_wanted():
     tokenizer = byte_tokenizer()
     token_ids = [*tokenizer.encode("a"), tokenizer.eos_token_id, *tokenizer.encode("b")]
@@ -132,7 +142,7 @@ def test_developer_and_late_system_messages_reach_a_strict_template():
         {"role": "developer", "content": "two"},
     ]
 
-    assert render(tokenizer, messages) == "[system]one\n\ntwo[user]hi"
+    assert render(tokenizer, messages, {}) == "[system]one\n\ntwo[user]hi"
 
 
 def test_a_template_that_names_developer_gets_it():
@@ -142,7 +152,7 @@ def test_a_template_that_names_developer_gets_it():
         "{{ m.content }}{% endfor %}"
     )
 
-    assert render(tokenizer, [{"role": "developer", "content": "x"}]) == "D:x"
+    assert render(tokenizer, [{"role": "developer", "content": "x"}], {}) == "D:x"
 
 
 def test_arguments_are_given_as_text_to_a_template_that_needs_text():
@@ -154,18 +164,18 @@ def test_arguments_are_given_as_text_to_a_template_that_needs_text():
     call = {"type": "function", "function": {"name": "f", "arguments": {"city": "Zürich"}}}
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
 
-    assert render(tokenizer, messages) == 'args {"city": "Zürich"}'
+    assert render(tokenizer, messages, {}) == 'args {"city": "Zürich"}'
 
 
 def test_a_refusal_is_told_in_the_words_of_the_template():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = STRICT_TEMPLATE
     with pytest.raises(InvalidPrompt, match="Unexpected role tool"):
-        render(tokenizer, [{"role": "tool", "content": "x"}])
+        render(tokenizer, [{"role": "tool", "content": "x"}], {})
 
 
 def test_a_model_without_a_template_says_so():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(InvalidPrompt, match="no chat template"):
-        render(tokenizer, [{"role": "user", "content": "x"}])
+        render(tokenizer, [{"role": "user", "content": "x"}], {})

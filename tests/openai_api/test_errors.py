@@ -15,6 +15,15 @@ CHAT = {"model": "m", "messages": [USER]}
 RESPONSE = {"model": "m", "input": "Hi"}
 COMPLETION = {"model": "m", "prompt": "Hi"}
 
+ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
+
+
+def called(arguments: str) -> list[dict]:
+    """A conversation in which a tool was called."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [USER, {"role": "assistant", "tool_calls": [call]}, USER]
+
+
 # path, what is sent instead of a valid body's field, the param and the code of the answer
 REFUSED = [
     ("chat/completions", {"model": None}, "model", "missing_required_parameter"),
@@ -82,6 +91,17 @@ REFUSED = [
         "chat_template_kwargs.tokenize",
         "invalid_value",
     ),
+    ("chat/completions", {"logit_bias": {"1" * 5000: 1}}, "logit_bias", "invalid_value"),
+    (
+        "chat/completions",
+        {"chat_template_kwargs": {"tokenizer": 1}},
+        "chat_template_kwargs.tokenizer",
+        "invalid_value",
+    ),
+    ("chat/completions", {"messages": called('{"a": "\\ud800"}')}, ARGUMENTS, "invalid_value"),
+    ("chat/completions", {"messages": called('{"a": NaN}')}, ARGUMENTS, "invalid_value"),
+    ("chat/completions", {"messages": called("[1]")}, ARGUMENTS, "invalid_value"),
+    ("chat/completions", {"request_id": "a/b"}, "request_id", "invalid_value"),
     ("chat/completions", {"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value"),
     ("chat/completions", {"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
     (
@@ -115,6 +135,7 @@ REFUSED = [
         "text.format",
         "unsupported_parameter",
     ),
+    ("responses", {"text": {"verbosity": 5}}, "text.verbosity", "invalid_type"),
     ("responses", {"include": ["robots"]}, "include[0]", "invalid_value"),
     (
         "responses",
@@ -135,6 +156,19 @@ async def test_it_names_what_is_wrong(client, path, change, param, code):
     assert set(caught.value.body) == {"message", "type", "param", "code"}
     assert caught.value.type == "invalid_request_error"
     assert (caught.value.param, caught.value.code) == (param, code)
+
+
+async def test_deeply_nested_arguments_are_no_failure_of_the_server(client, engine):
+    engine.model.tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{{ m.content }}{% endfor %}"
+    )
+    for depth, status in ((10, 200), (900, 400), (5000, 400)):
+        messages = called('{"a":' * depth + "1" + "}" * depth)
+        response = await client._client.post(
+            "http://localhost/v1/chat/completions", json=CHAT | {"messages": messages}
+        )
+        assert response.status_code == status, depth
 
 
 @pytest.mark.parametrize("path", VALID)

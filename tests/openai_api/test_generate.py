@@ -168,6 +168,26 @@ async def test_store_false_keeps_nothing(client):
         await client.responses.retrieve(response.id)
 
 
+async def test_an_id_that_is_taken_leaves_its_response_alone(client):
+    await StoredResponse.objects.acreate(id="mine", model="m", request={})
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(model="m", input="Hi", extra_body={"request_id": "mine"})
+    row = await StoredResponse.objects.aget()
+
+    assert caught.value.param == "request_id"
+    assert (row.status, row.output) == ("in_progress", [])
+
+
+async def test_a_chain_that_bites_its_tail_is_read_once(client):
+    await StoredResponse.objects.acreate(
+        id="mine", previous_id="mine", model="m", request={}, status="completed"
+    )
+    response = await client.responses.create(
+        model="m", input="Hi", previous_response_id="mine", timeout=5
+    )
+    assert response.output_text == HELLO
+
+
 async def test_a_deleted_response_is_gone(client):
     response = await client.responses.create(model="m", input="Hi")
     await client.responses.delete(response.id)
