@@ -72,6 +72,12 @@ class Process:
             time.sleep(0.1)
         raise AssertionError(f"{url} never answered {status}:\n{self.output}")
 
+    def wait_for_output(self, text: str) -> None:
+        deadline = time.monotonic() + 30
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"never said {text!r}:\n{self.output}"
+            time.sleep(0.02)
+
 
 @contextmanager
 def running(command: list[str], folder: Path, **variables: str) -> Iterator[Process]:
@@ -154,6 +160,7 @@ def test_first_and_second_start(tmp_path: Path, port: int) -> None:
         assert json.loads(body)["error"]["type"] == "server_error"
         assert get(f"{url}/health")[0] == 200
         first.wait_for(f"{url}/health/ready")
+        first.wait_for_output(f"ready: {url}/v1")  # a timer says it, a moment later
         first.popen.send_signal(signal.SIGINT)
         assert first.wait() == 0
 

@@ -68,12 +68,15 @@ class AsyncAPIView(APIView):
                     yield event
             outcome = Outcome.SUCCEEDED
         except Exception as exc:
-            error = as_api_error(exc)
+            outcome, error = Outcome.FAILED, as_api_error(exc)
             self.record.fail(200, error_body(error))
             raise error from exc
         finally:
             self.record.abort_answers()  # those that nobody began to read
-            self.record.close_later(outcome, 200)
+            if outcome == Outcome.CANCELLED:
+                self.record.close_later(outcome, 200)
+            else:  # whoever has read the end of a stream finds it in the history
+                await self.record.close(outcome, 200)
 
     def _get_handler(self, method: str):
         if method in self.http_method_names:
