@@ -67,7 +67,7 @@ def close() -> None:
 
 def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelInfo]:
     """Load the model and build its engine, reporting each stage. Raises ModelLoadError."""
-    from inference.model import loader, runner  # torch and transformers: seconds of import
+    from inference.model import loader, memory, runner  # torch and transformers: seconds of import
 
     def say(stage: str) -> None:
         report(stage)
@@ -78,7 +78,7 @@ def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelIn
     limits = _limits(config, loaded, model_runner)
     num_tokens = (model_runner.num_blocks - 1) * config.block_size
     say(
-        f"KV cache: {num_tokens:,} tokens ({model_runner.kv_cache_bytes / 2**20:,.0f} MiB), "
+        f"KV cache: {num_tokens:,} tokens ({memory.readable(model_runner.kv_cache_bytes)}), "
         f"{num_tokens / limits.max_model_len:.1f} x {limits.max_model_len:,} tokens at once"
     )
     say("warming up")

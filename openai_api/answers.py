@@ -33,12 +33,23 @@ class Segment:
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of one answer."""
+    """Token counts of one answer, or of several together."""
 
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     num_reasoning_tokens: int = 0
+
+
+def total_usage(answers: "list[Answer]") -> Usage:
+    """Of all answers together. Those of one prompt share it, so each prompt counts once."""
+    prompts = {answer.prompt_index: answer.usage for answer in reversed(answers)}.values()
+    return Usage(
+        num_prompt_tokens=sum(usage.num_prompt_tokens for usage in prompts),
+        num_cached_tokens=sum(usage.num_cached_tokens for usage in prompts),
+        num_output_tokens=sum(answer.usage.num_output_tokens for answer in answers),
+        num_reasoning_tokens=sum(answer.usage.num_reasoning_tokens for answer in answers),
+    )
 
 
 class Answer:

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from openai_api.answers import Answer
+from openai_api.answers import Answer, total_usage
 from openai_api.database import write, write_later
 from openai_api.models import RequestLog
 
@@ -69,10 +69,10 @@ class Record:
         return True
 
     def _count_tokens(self, row: RequestLog) -> None:
-        prompts = {answer.prompt_index: answer.usage for answer in reversed(self.answers)}
-        row.num_prompt_tokens = sum(usage.num_prompt_tokens for usage in prompts.values())
-        row.num_cached_tokens = sum(usage.num_cached_tokens for usage in prompts.values())
-        row.num_completion_tokens = sum(a.usage.num_output_tokens for a in self.answers)
+        total = total_usage(self.answers)
+        row.num_prompt_tokens = total.num_prompt_tokens
+        row.num_cached_tokens = total.num_cached_tokens
+        row.num_completion_tokens = total.num_output_tokens
         first = [a.first_token_at for a in self.answers if a.first_token_at is not None]
         if first:
             row.time_to_first_token_s = min(first) - self._started

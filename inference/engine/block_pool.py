@@ -35,9 +35,10 @@ class BlockPool:
 
     def match_prefix(self, seq: Sequence) -> list[int]:
         """The cached blocks at the beginning of `seq`; at least one token is left to compute."""
-        self._extend_hashes(seq, (len(seq.token_ids) - 1) // self.block_size)
+        num_full = (len(seq.token_ids) - 1) // self.block_size
+        self._extend_hashes(seq, num_full)
         blocks = []
-        for digest in seq.block_hashes[: (len(seq.token_ids) - 1) // self.block_size]:
+        for digest in seq.block_hashes[:num_full]:
             if (block := self._by_digest.get(digest)) is None:
                 break
             blocks.append(block)

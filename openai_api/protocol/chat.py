@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from openai_api.answers import Answer, Segment, follow
+from openai_api.answers import Answer, Segment, follow, total_usage
 from openai_api.protocol.ids import new_id
 from openai_api.protocol.logprobs import chat_logprobs
 
@@ -22,7 +22,7 @@ class ChatChunks:
         self._with_usage = bool(body["stream_options"].get("include_usage"))
         self._tokenizer = answers[0].model.tokenizer
         self.head = {
-            "id": body.get("request_id") or new_id("chatcmpl").replace("_", "-"),
+            "id": body.get("request_id") or new_id("chatcmpl", "-"),
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": body["model"],
@@ -106,20 +106,14 @@ class _Choice:
 
 
 def usage(answers: list[Answer]) -> dict:
-    """Token counts: the choices of one prompt share it, so each distinct prompt counts once."""
-    prompts = {answer.prompt_index: answer.usage for answer in reversed(answers)}
-    num_prompt = sum(u.num_prompt_tokens for u in prompts.values())
-    num_output = sum(a.usage.num_output_tokens for a in answers)
+    total = total_usage(answers)
     return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_output,
-        "total_tokens": num_prompt + num_output,
-        "prompt_tokens_details": {
-            "cached_tokens": sum(u.num_cached_tokens for u in prompts.values()),
-            "audio_tokens": 0,
-        },
+        "prompt_tokens": total.num_prompt_tokens,
+        "completion_tokens": total.num_output_tokens,
+        "total_tokens": total.num_prompt_tokens + total.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": total.num_cached_tokens, "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": sum(a.usage.num_reasoning_tokens for a in answers),
+            "reasoning_tokens": total.num_reasoning_tokens,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from openai_api.answers import Answer, Segment, follow
 from openai_api.protocol.chat import usage
 from openai_api.protocol.ids import new_id
-from openai_api.protocol.logprobs import finite, token_bytes, token_text
+from openai_api.protocol.logprobs import finite, readable, token_bytes
 
 
 class Offset:
@@ -34,7 +34,7 @@ class CompletionChunks:
         self._tokenizer = answers[0].model.tokenizer
         self._offsets = [Offset() for _ in answers]
         self.head = {
-            "id": body.get("request_id") or new_id("cmpl").replace("_", "-"),
+            "id": body.get("request_id") or new_id("cmpl", "-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": body["model"],
@@ -68,13 +68,13 @@ class CompletionChunks:
         """The legacy columns. `text_offset` counts characters from the start of the choice."""
         columns = _no_logprobs()
         for entry in segment.logprobs:
-            token = token_text(self._tokenizer, entry.token_id)
-            top = {token_text(self._tokenizer, t): finite(p) for t, p in entry.top}
+            raw = token_bytes(self._tokenizer, entry.token_id)
+            token = readable(raw)
+            top = {readable(token_bytes(self._tokenizer, t)): finite(p) for t, p in entry.top}
             columns["tokens"].append(token)
             columns["token_logprobs"].append(finite(entry.logprob))
             columns["top_logprobs"].append(top | {token: finite(entry.logprob)})
-            offset = self._offsets[index].before(token_bytes(self._tokenizer, entry.token_id))
-            columns["text_offset"].append(offset)
+            columns["text_offset"].append(self._offsets[index].before(raw))
         return columns
 
     def _finish(self, index: int) -> dict:

@@ -3,8 +3,8 @@
 import secrets
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(16)}"
+def new_id(prefix: str, separator: str = "_") -> str:
+    return f"{prefix}{separator}{secrets.token_hex(16)}"
 
 
 def new_request_id() -> str:

@@ -27,10 +27,6 @@ def _token(tokenizer: Any, token_id: int, logprob: float) -> dict:
     return {"token": readable(raw), "logprob": finite(logprob), "bytes": list(raw)}
 
 
-def token_text(tokenizer: Any, token_id: int) -> str:
-    return readable(token_bytes(tokenizer, token_id))
-
-
 def readable(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
 

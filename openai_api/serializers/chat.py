@@ -12,6 +12,8 @@ from openai_api.serializers.fields import (
     String,
     TaggedUnion,
     check_type,
+    empty_array,
+    missing,
 )
 from openai_api.serializers.sampling import UNSUPPORTED, SamplingSerializer, StreamOptions
 
@@ -22,11 +24,6 @@ RESERVED_TEMPLATE_KEYS = {
     "max_length", "return_dict", "return_tensors", "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 }  # fmt: skip
-
-
-def missing(param: str) -> InvalidRequest:
-    message = f"Missing required parameter: '{param}'."
-    return InvalidRequest(message, param, "missing_required_parameter")
 
 
 def plain_message(param: str, message: dict) -> dict:
@@ -114,8 +111,7 @@ class Messages(StrictField):
 
     def check(self, param: str, value) -> list[dict]:
         if not (messages := self.entries.check(param, value)):
-            message = f"Invalid '{param}': empty array. Expected an array with minimum length 1."
-            raise InvalidRequest(message, param, "empty_array")
+            raise empty_array(param)
         return messages
 
 

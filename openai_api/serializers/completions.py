@@ -1,7 +1,6 @@
 """POST /v1/completions"""
 
-from openai_api.errors import InvalidRequest
-from openai_api.serializers.fields import Boolean, Integer, StrictField, wrong_type
+from openai_api.serializers.fields import Boolean, Integer, StrictField, empty_array, wrong_type
 from openai_api.serializers.sampling import UNSUPPORTED, SamplingSerializer, StreamOptions
 
 
@@ -18,8 +17,7 @@ class Prompt(StrictField):
         if not isinstance(value, list):
             raise wrong_type(param, "a string or an array", value)
         if not value:
-            message = f"Invalid '{param}': empty array. Expected an array with minimum length 1."
-            raise InvalidRequest(message, param, "empty_array")
+            raise empty_array(param)
         for i, entry in enumerate(value):
             if not (isinstance(entry, str) or is_token_ids(entry)):
                 raise wrong_type(f"{param}[{i}]", "a string or an array of token ids", entry)

@@ -42,6 +42,16 @@ def wrong_value(param: str, value, supported) -> InvalidRequest:
     return InvalidRequest(message, param, "invalid_value")
 
 
+def missing(param: str) -> InvalidRequest:
+    message = f"Missing required parameter: '{param}'."
+    return InvalidRequest(message, param, "missing_required_parameter")
+
+
+def empty_array(param: str) -> InvalidRequest:
+    message = f"Invalid '{param}': empty array. Expected an array with minimum length 1."
+    return InvalidRequest(message, param, "empty_array")
+
+
 def check_type(param: str, value, cls: type, expected: str = ""):
     """`value` if it is exactly a `cls` (a boolean is no integer)."""
     if type(value) is not cls:
@@ -177,8 +187,7 @@ class TaggedUnion(StrictField):
         if name is None:
             name = self.default_tag
         if name is None:
-            message = f"Missing required parameter: '{param}.{self.tag}'."
-            raise InvalidRequest(message, f"{param}.{self.tag}", "missing_required_parameter")
+            raise missing(f"{param}.{self.tag}")
         check_type(f"{param}.{self.tag}", name, str)
         if (checker := self.checkers.get(name)) is None:
             raise wrong_value(f"{param}.{self.tag}", name, self.checkers)

@@ -13,6 +13,7 @@ from openai_api.serializers.fields import (
     String,
     TaggedUnion,
     check_type,
+    missing,
     wrong_type,
     wrong_value,
 )
@@ -172,6 +173,5 @@ class ResponseSerializer(SamplingSerializer):
 
     def validate(self, body: dict) -> dict:
         if "input" not in body and "previous_response_id" not in body:
-            message = "Missing required parameter: 'input'."
-            raise InvalidRequest(message, "input", "missing_required_parameter")
+            raise missing("input")
         return body
