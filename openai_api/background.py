@@ -106,7 +106,7 @@ async def _resume(response_id: str) -> None:
     """Go on after the last event that was kept."""
     row = await read(rows.find, response_id)
     past, token_ids = await read(rows.past_of, response_id)
-    body = validated(ResponseSerializer, row.body)
+    body = validated(ResponseSerializer, row.body) | {"input": row.input}
     context = await read(rows.context_of, row)
     prepared = await prepare(get_engine().model, body, context)
     while True:

@@ -17,6 +17,7 @@ from django.conf import settings
 from inference.service import get_engine
 from openai_api.errors import (
     InvalidRequest,
+    Overloaded,
     UnsupportedParameter,
     as_api_error,
     error_body,
@@ -28,14 +29,14 @@ from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
 from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run
-from openai_api.serializers.fields import check_type, validated, wrong_value
+from openai_api.serializers.fields import check_type, missing, validated, wrong_value
 from openai_api.serializers.responses import ResponseSerializer
 
 logger = logging.getLogger(__name__)
 
 MAX_LANES = 32
 MAX_IN_FLIGHT = 16
-MAX_WAITING = 64  # responses asked for in one lane
+MAX_WAITING = 64  # responses that were asked for and have not begun, in all lanes
 MAX_AGE_S = 60 * 60
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
@@ -47,7 +48,7 @@ class Lane:
     """One chain of responses. `latest` is what was answered last: its id, and all items so far."""
 
     stream_id: str | None
-    queue: "asyncio.Queue[dict]" = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
+    queue: "asyncio.Queue[tuple[dict, int]]" = field(default_factory=asyncio.Queue)
     latest: tuple[str, list[dict]] | None = None
     run: Run | None = None
     task: asyncio.Task | None = None
@@ -59,6 +60,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
     async def connect(self) -> None:
         self._lanes: dict[str | None, Lane] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._waiting: list[int] = []  # sizes of the messages that wait for their turn
+        self._is_over = False
         self._clock = asyncio.create_task(self._end_of_time())
         await self.accept()
 
@@ -77,29 +80,45 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         message: dict = {}
         try:
             message = _parsed(text_data)
-            await self._dispatch(message)
+            await self._dispatch(message, size)
         except Exception as exc:
             await self._send_error(exc, _stream_id_of(message))
 
-    async def _dispatch(self, message: dict) -> None:
-        kind = message.get("type")
+    async def _dispatch(self, message: dict, size: int) -> None:
+        if message.get("type") is None:
+            raise missing("type")
+        kind = check_type("type", message["type"], str)
         if kind == "response.create":
-            lane = self._lane(message)
-            try:
-                lane.queue.put_nowait(message)
-            except asyncio.QueueFull:
-                raise InvalidRequest(
-                    f"At most {MAX_WAITING} responses may wait in one lane.", "stream_id"
-                ) from None
+            self._enqueue(message, size)
         elif kind == "response.cancel":
-            lane = self._lanes.get(_stream_id_of(message))
-            if lane is not None and lane.run is not None:
-                lane.run.cancel()
+            self._cancel(message)
         elif kind == "response.steer":
             await self._send(STEERING_REFUSED | {"steer": _steer_of(message)}, message)
         else:
             supported = ("response.create", "response.cancel", "response.steer")
             raise wrong_value("type", kind, supported)
+
+    def _enqueue(self, message: dict, size: int) -> None:
+        if self._is_over:
+            raise connection_is_over()
+        lane = self._lane(message)
+        if len(self._waiting) >= MAX_WAITING or sum(self._waiting) > settings.API.max_body_size:
+            raise Overloaded("Too many responses wait over this connection.", "stream_id")
+        self._waiting.append(size)
+        lane.queue.put_nowait((message, size))
+
+    def _cancel(self, message: dict) -> None:
+        """End the response of this id, or the one that is running in the lane."""
+        response_id, stream_id = message.get("response_id"), _stream_id_of(message)
+        for lane in [lane for lane in self._lanes.values() if lane.run]:
+            known = lane.run.row.pk if response_id else lane.stream_id
+            if known == (response_id or stream_id):
+                lane.run.cancel()
+                return
+        raise InvalidRequest(
+            "No such response is running over this connection.",
+            "response_id" if response_id else "stream_id",
+        )
 
     def _lane(self, message: dict) -> Lane:
         stream_id = message.get("stream_id")
@@ -117,8 +136,9 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
     async def _work(self, lane: Lane) -> None:
         """Answer what comes into a lane, one after the other."""
         while True:
-            message = await lane.queue.get()
+            message, size = await lane.queue.get()
             async with self._in_flight:
+                self._waiting.remove(size)
                 record = Record(
                     new_request_id(),
                     "WS /v1/responses",
@@ -131,14 +151,15 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         outcome, status = Outcome.CANCELLED, None
         try:
             await record.open()
+            if self._is_over:
+                raise connection_is_over()
             await self._create(lane, message, record)
             outcome, status = Outcome.SUCCEEDED, 200
         except Exception as exc:
             error = as_api_error(exc)
             outcome, status = Outcome.FAILED, error.status_code
             record.fail(status, error_body(error))
-            if lane.latest and lane.latest[0] == message.get("previous_response_id"):
-                lane.latest = None
+            _evict(lane, message.get("previous_response_id"))
             await self._send_error(error, lane.stream_id)
         finally:
             lane.run = None
@@ -180,11 +201,15 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         resource = lane.run.resource
         if resource["status"] in ("completed", "incomplete"):
             lane.latest = resource["id"], [*prepared.items, *resource["output"]]
+        else:
+            _evict(lane, prepared.row.previous_id)
 
     async def _end_of_time(self) -> None:
+        """What is running may end, what waits is refused."""
         await asyncio.sleep(MAX_AGE_S)
-        await self._send_error(InvalidRequest(TOO_OLD, None, "websocket_connection_limit_reached"))
-        while any(lane.run for lane in self._lanes.values()):
+        self._is_over = True
+        await self._send_error(connection_is_over())
+        while self._waiting or any(lane.run for lane in self._lanes.values()):
             await asyncio.sleep(0.1)
         await self.close(GOING_AWAY)
 
@@ -200,6 +225,19 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
 
     async def _send(self, event: dict, message: dict) -> None:
         await self.send(_with_stream_id(encode_json(event).decode(), _stream_id_of(message)))
+
+
+def connection_is_over() -> InvalidRequest:
+    return InvalidRequest(TOO_OLD, None, "websocket_connection_limit_reached")
+
+
+def _evict(lane: Lane, response_id: str | None) -> None:
+    """Forget what a failed response went on from, so that nothing stale is used again.
+
+    What another lane said last is kept: only its copy has failed.
+    """
+    if lane.latest and lane.latest[0] == response_id:
+        lane.latest = None
 
 
 def _parsed(text: str | None) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
+from django.utils.timezone import now
 
 from openai_api.errors import ConversationLocked, InvalidRequest, NotFound
 from openai_api.models import BOOT_ID, Conversation, ConversationItem, StoredResponse
@@ -24,17 +25,17 @@ def create(items: list[dict], metadata: dict) -> Conversation:
     return row
 
 
-def find(conversation_id: str) -> Conversation:
-    """Raises NotFound."""
+def find(conversation_id: str, param: str | None = None) -> Conversation:
+    """Raises NotFound, which names the field `param`."""
     row = Conversation.objects.filter(pk=conversation_id).first()
     if row is None:
-        raise _not_found(conversation_id)
+        raise _not_found(conversation_id, param)
     return row
 
 
 def update_metadata(conversation_id: str, metadata: dict) -> Conversation:
     """All of the metadata is replaced. Raises NotFound."""
-    Conversation.objects.filter(pk=conversation_id).update(metadata=metadata)
+    Conversation.objects.filter(pk=conversation_id).update(metadata=metadata, used_at=now())
     return find(conversation_id)
 
 
@@ -67,6 +68,12 @@ def find_item(conversation_id: str, item_id: str) -> dict:
     return item
 
 
+def item_anywhere(item_id: str) -> dict | None:
+    """The newest item of this id, in whatever conversation."""
+    items = ConversationItem.objects.filter(item_id=item_id)
+    return items.order_by("-pk").values_list("item", flat=True).first()
+
+
 def delete_item(conversation_id: str, item_id: str) -> Conversation:
     """Raises NotFound."""
     row = find(conversation_id)
@@ -96,7 +103,7 @@ def context(conversation_id: str) -> tuple[list[dict], int]:
 
     Raises NotFound, or ConversationLocked: what the running response says is still missing.
     """
-    if find(conversation_id).run_id:
+    if find(conversation_id, "conversation").run_id:
         raise ConversationLocked()
     rows = list(_items_of(conversation_id).values_list("pk", "item"))
     return [item for _, item in rows], rows[-1][0] if rows else 0
@@ -142,7 +149,7 @@ def lock(response: StoredResponse) -> None:
     with transaction.atomic():
         free = Conversation.objects.filter(pk=conversation_id, run_id="")
         if not free.update(run_id=response.pk, boot_id=BOOT_ID):
-            find(conversation_id)
+            find(conversation_id, "conversation")
             raise ConversationLocked()
         # Only now: what another one added before this one got the lock has become visible.
         unseen = _items_of(conversation_id).filter(pk__gt=response.conversation_position)
@@ -185,6 +192,7 @@ def _items_of(conversation_id: str) -> QuerySet:
 
 
 def _append(conversation_id: str, items: list[dict], response_id: str = "") -> None:
+    Conversation.objects.filter(pk=conversation_id).update(used_at=now())
     ConversationItem.objects.bulk_create(
         ConversationItem(
             conversation_id=conversation_id, item_id=item["id"], item=item, response_id=response_id
@@ -193,9 +201,9 @@ def _append(conversation_id: str, items: list[dict], response_id: str = "") -> N
     )
 
 
-def _not_found(conversation_id: str) -> NotFound:
+def _not_found(conversation_id: str, param: str | None = None) -> NotFound:
     message = f"Conversation with id '{conversation_id}' not found."
-    return NotFound(message, code="not_found")
+    return NotFound(message, param, "not_found")
 
 
 def _item_not_found(item_id: str) -> NotFound:

@@ -25,6 +25,7 @@ class Conversation(models.Model):
     )
     created_at = models.DateTimeField(default=now, editable=False, db_index=True)
     metadata = models.JSONField(default=dict)
+    used_at = models.DateTimeField(default=now, editable=False, db_index=True)
     run_id = models.CharField(max_length=64, blank=True, editable=False)
     boot_id = models.CharField(max_length=16, blank=True, editable=False)
 
@@ -49,7 +50,7 @@ class ConversationItem(models.Model):
     conversation = models.ForeignKey(
         Conversation, models.CASCADE, related_name="items", db_index=False
     )
-    item_id = models.CharField(max_length=64)
+    item_id = models.CharField(max_length=64, db_index=True)
     item = models.JSONField()
     response_id = models.CharField(
         max_length=64, blank=True, help_text="The response that brought it."
@@ -160,6 +161,16 @@ class StoredResponse(models.Model):
         """Leave the active state, once: False if someone (a cancel, say) got there first."""
         active = StoredResponse.objects.filter(pk=self.pk, status__in=self.ACTIVE)
         return active.update(**values) == 1
+
+
+class StoredItem(models.Model):
+    """In which response an item is, for those who refer to it."""
+
+    response = models.ForeignKey(StoredResponse, models.CASCADE, related_name="items")
+    item_id = models.CharField(max_length=64, db_index=True)
+
+    def __str__(self) -> str:
+        return self.item_id
 
 
 class EventBatch(models.Model):

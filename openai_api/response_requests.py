@@ -1,5 +1,6 @@
 """From a checked body of the Responses API to a row and a choice, ready to be run."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from inference.request import ModelInfo
@@ -15,6 +16,7 @@ from openai_api.prompts import chat_prompt, sampling_params
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls, to_messages, without_orphans
 from openai_api.runs import LOGPROBS
+from openai_api.serializers.responses import Reasoning, TextFormat
 from openai_api.structured import constraint_of
 from openai_api.tools import ToolUse, response_tool_use
 
@@ -50,18 +52,21 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
 
     `context` holds the items that came before, if the caller knows them.
     """
-    items, position = body.get("input", []), None
-    if context is None:
-        context, position = await _context(body)
+    context, items, position = await conversation_so_far(body, context)
     check_calls(context + items)
-    use = response_tool_use(body)
+    body = _configured(body, context + items)
+    use = response_tool_use(body, context + items)
     before, first_items = after_compaction(context), []
-    prompt = await _prompt(model, body, before + items, use)
-    if before and (threshold := _threshold(body)) is not None and len(prompt) > threshold:
+    is_trigger = bool(items) and items[-1]["type"] == "compaction_trigger"
+    if is_trigger:
+        before = after_compaction(before + items)
+    rest = [] if is_trigger else items
+    prompt = await _prompt(model, body, before + rest, use)
+    if before and (is_trigger or len(prompt) > _threshold(body)):
         compaction, _ = await summarise(get_engine(), body, before)
         first_items = [compaction]
         before = [*kept_messages(before), compaction]
-        prompt = await _prompt(model, body, before + items, use)
+        prompt = await _prompt(model, body, before + rest, use)
     constraint = await constraint_of(model, body, prompt, use)
     params = sampling_params(
         model,
@@ -81,11 +86,23 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         status=StoredResponse.Status.QUEUED if body["background"] else "in_progress",
     )
     choice = Choice(prompt, params, constraint=constraint)
-    return Prepared(body, row, choice, use, before + items, first_items)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items)
+    return prepared.as_warm_up() if is_trigger else prepared
+
+
+async def conversation_so_far(
+    body: dict, context: list[dict] | None = None
+) -> tuple[list[dict], list[dict], int | None]:
+    """What came before, the request's own items, and the key of a conversation's last item."""
+    items, position = body.get("input", []), None
+    if context is None:
+        context, position = await _context(body)
+    if any(item["type"] == "item_reference" for item in items):
+        items = await read(rows.referenced, items, context)
+    return context, items, position
 
 
 async def _context(body: dict) -> tuple[list[dict], int | None]:
-    """What came before; if that is a conversation, also the key of its last item."""
     if (conversation_id := body.get("conversation")) is None:
         return await read(rows.chain_items, body.get("previous_response_id")), None
     context, position = await read(conversations.context, conversation_id)
@@ -117,10 +134,24 @@ async def _prompt(model: ModelInfo, body: dict, items: list[dict], use: ToolUse)
     return await rendered(low)
 
 
-def _threshold(body: dict) -> int | None:
+def _threshold(body: dict) -> float:
     """Tokens beyond which a conversation is compacted first."""
     entries = [entry.get("compact_threshold") for entry in body["context_management"]]
-    return min((entry for entry in entries if entry is not None), default=None)
+    return min((entry for entry in entries if entry is not None), default=math.inf)
+
+
+def _configured(body: dict, items: list[dict]) -> dict:
+    """The body with what items of the conversation have changed: the last of each kind counts."""
+    for item in items:
+        if item["type"] != "configuration_update":
+            continue
+        if (reasoning := item.get("reasoning")) is not None:
+            effort = Reasoning().check("input", reasoning)["effort"]
+            body = body | {"reasoning": (body.get("reasoning") or {}) | {"effort": effort}}
+        if (text := item.get("text")) is not None:
+            echo, form = TextFormat().check("input", text)
+            body = body | {"text": body["text"] | echo, "response_format": form}
+    return body
 
 
 def request_echo(body: dict, params) -> dict:

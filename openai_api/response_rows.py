@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.db import IntegrityError, transaction
 
 from openai_api import conversations
 from openai_api.errors import InvalidRequest, NotFound
-from openai_api.models import BOOT_ID, EventBatch, RequestLog, StoredResponse
+from openai_api.models import BOOT_ID, EventBatch, RequestLog, StoredItem, StoredResponse
 from openai_api.paging import page_of
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,44 @@ def insert(row: StoredResponse) -> None:
         with transaction.atomic():
             conversations.lock(row)
             row.save(force_insert=True)
+            _index(row, row.input)
     except IntegrityError as exc:  # the caller chose the id
         raise InvalidRequest(
             f"A response with id '{row.pk}' exists already.", "request_id", "invalid_value"
         ) from exc
+
+
+def _index(row: StoredResponse, items: list[dict]) -> None:
+    StoredItem.objects.bulk_create(
+        StoredItem(response_id=row.pk, item_id=item["id"]) for item in items
+    )
+
+
+def referenced(items: list[dict], context: Sequence[dict] = ()) -> list[dict]:
+    """The items, with those in the place of each `item_reference` that it stands for.
+
+    They are looked for in `context`, then among what is stored. Raises InvalidRequest.
+    """
+    known = {item["id"]: item for item in context}
+
+    def meant(item: dict) -> dict:
+        if item["type"] != "item_reference":
+            return item
+        found = known.get(item["id"]) or _stored_item(item["id"])
+        if found is None:
+            raise InvalidRequest(f"Item with id '{item['id']}' not found.", "input")
+        return found
+
+    return [meant(item) for item in items]
+
+
+def _stored_item(item_id: str) -> dict | None:
+    """An item of a response or a conversation; the newest, if callers gave an id twice."""
+    place = StoredItem.objects.filter(item_id=item_id).select_related("response").last()
+    if place is None:
+        return conversations.item_anywhere(item_id)
+    items = [*place.response.input, *place.response.output]
+    return next((item for item in items if item["id"] == item_id), None)
 
 
 def delete(response_id: str) -> None:
@@ -76,6 +111,7 @@ def finish(row: StoredResponse, resource: dict, first: int, texts: list[str]) ->
         )
         if finished:
             append_events(row, first, texts, [])
+            _index(row, resource["output"])
             conversations.end(row, resource)
         else:
             conversations.release(row)

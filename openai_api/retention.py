@@ -14,7 +14,15 @@ from django.db.models import Count, Model, Q
 from django.utils.timezone import now
 
 from openai_api.database import write
-from openai_api.models import EventBatch, RequestLog, StoredChatCompletion, StoredResponse
+from openai_api.models import (
+    Conversation,
+    ConversationItem,
+    EventBatch,
+    RequestLog,
+    StoredChatCompletion,
+    StoredItem,
+    StoredResponse,
+)
 
 MAX_DAYS = 36500  # beyond a hundred years, dates could overflow
 MAX_ROWS = 100  # that one write deletes, events included
@@ -27,6 +35,7 @@ class Kind(NamedTuple):
     name: str
     model: type[Model]
     ended_before: Callable[[datetime], Iterator[str]]
+    parts: tuple[tuple[type[Model], str], ...] = ()  # what goes with them, and its owner's field
 
 
 def ended_responses(before: datetime) -> Iterator[str]:
@@ -40,6 +49,11 @@ def ended_chats(before: datetime) -> Iterator[str]:
     return rows.order_by("created_at").values_list("pk", flat=True).iterator()
 
 
+def unused_conversations(before: datetime) -> Iterator[str]:
+    rows = Conversation.objects.filter(used_at__lt=before, run_id="")
+    return rows.order_by("used_at").values_list("pk", flat=True).iterator()
+
+
 def ended_requests(before: datetime) -> Iterator[str]:
     rows = RequestLog.objects.filter(created_at__lt=before)
     rows = rows.exclude(outcome=RequestLog.Outcome.RUNNING).order_by("created_at")
@@ -51,8 +65,19 @@ def ended_requests(before: datetime) -> Iterator[str]:
 
 
 KINDS = (
-    Kind("responses", StoredResponse, ended_responses),
+    Kind(
+        "responses",
+        StoredResponse,
+        ended_responses,
+        ((EventBatch, "response_id"), (StoredItem, "response_id")),
+    ),
     Kind("chat completions", StoredChatCompletion, ended_chats),
+    Kind(
+        "conversations",
+        Conversation,
+        unused_conversations,
+        ((ConversationItem, "conversation_id"),),
+    ),
     Kind("requests", RequestLog, ended_requests),
 )
 
@@ -68,21 +93,21 @@ def count(before: datetime) -> Counter[str]:
 
 def delete_some(kind: Kind, before: datetime) -> int:
     """Delete a few of the oldest rows; 0 means that none is left."""
-    keys = list(islice(kind.ended_before(before), MAX_ROWS))
-    if kind.model is StoredResponse:
-        keys = _with_few_events(keys)
+    keys = _with_few_parts(kind, list(islice(kind.ended_before(before), MAX_ROWS)))
     # Only the keys are read: Django looks at the rows before it deletes what belongs to them.
     kind.model.objects.filter(pk__in=keys).only("pk").delete()
     return len(keys)
 
 
-def _with_few_events(keys: list[str]) -> list[str]:
-    """As many as have not too many rows of events together, but at least one."""
-    batches = EventBatch.objects.filter(response_id__in=keys).order_by()
-    sizes = dict(batches.values_list("response_id").annotate(Count("pk")))
+def _with_few_parts(kind: Kind, keys: list[str]) -> list[str]:
+    """As many as have not too many rows of their own together, but at least one."""
+    sizes: Counter[str] = Counter()
+    for part, owner in kind.parts:
+        rows = part.objects.filter(**{f"{owner}__in": keys}).order_by()
+        sizes.update(dict(rows.values_list(owner).annotate(Count("pk"))))
     num_rows = 0
     for number, key in enumerate(keys):
-        num_rows += 1 + sizes.get(key, 0)
+        num_rows += 1 + sizes[key]
         if num_rows > MAX_ROWS and number:
             return keys[:number]
     return keys

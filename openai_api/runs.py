@@ -18,7 +18,8 @@ from openai_api.protocol.sse import encode_json
 Status = StoredResponse.Status
 
 LOGPROBS, SEALED_THOUGHTS = "message.output_text.logprobs", "reasoning.encrypted_content"
-FLUSH_INTERVAL_S = 0.25
+FLUSH_INTERVAL_S = 1.0
+BACKGROUND_FLUSH_INTERVAL_S = 0.25  # what a killed server has not kept is generated anew
 POLL_INTERVAL_S = 0.25  # for events that another process makes
 CANCELLED = {"status": Status.CANCELLED, "incomplete_details": {"reason": "cancelled"}}
 
@@ -37,7 +38,7 @@ class Run:
     """A response that is being generated, from its row's creation to its end.
 
     Whoever iterates `drive` owns the run: leaving early cancels it. Others `follow`, in any event
-    loop. Events are kept as they are sent, every quarter of a second and never one by one.
+    loop. Events are kept as they are sent, now and then and never one by one.
     """
 
     def __init__(
@@ -194,7 +195,8 @@ class Run:
 
     def _keep_now_and_then(self) -> None:
         """Hand what is new to the database's thread, if the last time was long enough ago."""
-        due = time.monotonic() - self._kept_at >= FLUSH_INTERVAL_S
+        interval_s = BACKGROUND_FLUSH_INTERVAL_S if self.row.background else FLUSH_INTERVAL_S
+        due = time.monotonic() - self._kept_at >= interval_s
         if not (due and self._is_stored and self.answer.is_settled):
             return
         texts = [event.text for event in self.log[self._num_kept :]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from openai_api.errors import InvalidRequest
 
+BRINGING = ("additional_tools", "tool_search_output")  # items with tools
 CUSTOM_INPUT = "input"  # the one argument of a custom tool that is shown as a function
 
 
@@ -67,18 +68,23 @@ def tool_use(body: dict) -> ToolUse:
     )
 
 
-def response_tool_use(body: dict) -> ToolUse:
-    """The same for a body of the Responses API."""
-    tools, namespaces = [], {}
-    for tool in body["tools"]:
+def response_tool_use(body: dict, items: list[dict]) -> ToolUse:
+    """The same for a body of the Responses API, with the tools that its items have brought.
+
+    What is there under the same name twice counts as it came last: agents repeat themselves.
+    """
+    brought = [tool for item in items if item["type"] in BRINGING for tool in item["tools"]]
+    tools, namespaces = {}, {}
+    for tool in [*body["tools"], *brought]:
         inside = tool["tools"] if tool["type"] == "namespace" else [tool]
         for shown, entry in zip(shown_names(tool), inside, strict=False):
             kind = entry["type"]
             facts = {k: v for k, v in entry.items() if k != "type" and v is not None}
-            tools.append({"type": kind, kind: facts | {"name": shown}})
+            tools[shown] = {"type": kind, kind: facts | {"name": shown}}
+            namespaces.pop(shown, None)
             if tool["type"] == "namespace":
                 namespaces[shown] = (tool["name"], entry["name"])
-    use = tool_use(body | {"tools": tools})
+    use = tool_use(body | {"tools": list(tools.values())})
     return replace(use, namespaces=namespaces)
 
 

@@ -1,6 +1,7 @@
 """Responses items to chat messages."""
 
 import json
+import re
 
 from openai_api.errors import InvalidRequest
 from openai_api.sealed import unseal
@@ -14,7 +15,9 @@ def to_messages(items: list[dict], instructions: str | None) -> list[dict]:
     """
     messages = [{"role": "system", "content": instructions}] if instructions else []
     turn: dict | None = None
-    for item in items:
+    for item in map(as_known, items):
+        if item["type"] in SILENT:
+            continue
         if not is_of_assistant(item):
             turn = None
             messages.append(MESSAGES[item["type"]](item))
@@ -28,6 +31,27 @@ def to_messages(items: list[dict], instructions: str | None) -> list[dict]:
 
 def is_of_assistant(item: dict) -> bool:
     return item["type"] in ADDITIONS and item.get("role", "assistant") == "assistant"
+
+
+def as_known(item: dict) -> dict:
+    """An item of another server's tool as the call, result or text that a model can read."""
+    if item["type"] in SILENT or item["type"] in MESSAGES or item["type"] in ADDITIONS:
+        return item
+    tool, _, rest = item["type"].partition("_call")
+    call_id = item.get("call_id") or item["id"]
+    said = {key: value for key, value in item.items() if key not in NOT_SAID}
+    if rest == "_output" or item["type"].endswith("_output"):
+        return {"type": "function_call_output", "call_id": call_id, "output": _told(said)}
+    if "call_id" in item:
+        call = {"type": "function_call", "call_id": call_id, "name": tool}
+        return call | {"arguments": _told(said)}
+    text = f"[{item['type']} {_told(said)}]"
+    return {"type": "message", "role": "assistant", "content": [{"text": text}]}
+
+
+def _told(value: dict) -> str:
+    """As JSON, without pictures and other data that is no text."""
+    return re.sub(r"[A-Za-z0-9+/=_-]{1024,}", "...", json.dumps(value, ensure_ascii=False))
 
 
 def text_of(item: dict) -> str:
@@ -82,7 +106,7 @@ def _arguments(text: str) -> dict:
 
 def check_calls(items: list[dict]) -> None:
     """Raise InvalidRequest for an output whose call is nowhere in the conversation."""
-    call_ids = {item["call_id"] for item in items if item["type"] in CALLS}
+    call_ids = _call_ids(items)
     for item in items:
         if item["type"] in OUTPUTS and item["call_id"] not in call_ids:
             message = f"No tool call found for function call output with call_id {item['call_id']}."
@@ -91,8 +115,13 @@ def check_calls(items: list[dict]) -> None:
 
 def without_orphans(items: list[dict]) -> list[dict]:
     """The items without outputs of calls that are not among them."""
-    call_ids = {item["call_id"] for item in items if item["type"] in CALLS}
+    call_ids = _call_ids(items)
     return [i for i in items if i["type"] not in OUTPUTS or i["call_id"] in call_ids]
+
+
+def _call_ids(items: list[dict]) -> set[str]:
+    """Of all calls, also those of other servers' tools."""
+    return {item["call_id"] for item in map(as_known, items) if item["type"] in CALLS}
 
 
 CALLS = ("function_call", "custom_tool_call")
@@ -104,6 +133,10 @@ def _summary(item: dict) -> dict:
     return {"role": "system", "content": f"Summary of the conversation so far:\n{text}"}
 
 
+# What is no part of the talk, but changes how it goes on
+SILENT = ("additional_tools", "configuration_update", "compaction_trigger")
+FOREIGN = re.compile(r"[a-z0-9_]{1,56}_(call|output)|mcp_[a-z_]{1,56}|program")
+NOT_SAID = ("id", "type", "status", "call_id", "execution", "caller", "fingerprint")
 MESSAGES = {"message": _message, "compaction": _summary, **dict.fromkeys(OUTPUTS, _tool_message)}
 ADDITIONS = {
     "message": _add_text,

@@ -1,14 +1,14 @@
 """POST /v1/conversations, /v1/conversations/{id} and /v1/conversations/{id}/items"""
 
 from openai_api.serializers.fields import BodySerializer, ListOf, Metadata, empty_array, missing
-from openai_api.serializers.responses import ITEM
+from openai_api.serializers.items import Item
 from openai_api.serializers.stored_chats import StoredChatUpdateSerializer
 
 MAX_ITEMS = 20
 
 
 class ConversationSerializer(BodySerializer):
-    items = ListOf(ITEM, max_length=MAX_ITEMS, default=list)
+    items = ListOf(Item(), max_length=MAX_ITEMS, default=list)
     metadata = Metadata(default=dict)
 
 
@@ -17,7 +17,7 @@ class ConversationUpdateSerializer(StoredChatUpdateSerializer):
 
 
 class ConversationItemsSerializer(BodySerializer):
-    items = ListOf(ITEM, max_length=MAX_ITEMS)
+    items = ListOf(Item(), max_length=MAX_ITEMS)
 
     def validate(self, body: dict) -> dict:
         if "items" not in body:

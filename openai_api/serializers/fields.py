@@ -173,20 +173,17 @@ class ListOf(StrictField):
 class TaggedUnion(StrictField):
     """An object whose `tag` key names the checker that knows its shape.
 
-    `checkers` maps tag values to functions `(param, object) -> object`. `default_tag` stands in
-    for a missing tag. A plain table costs a tenth of nested serializers on long histories.
+    `checkers` maps tag values to functions `(param, object) -> object`. A plain table costs a
+    tenth of nested serializers on long histories.
     """
 
-    def __init__(self, tag: str, checkers: dict, *, default_tag: str | None = None, **kwargs):
-        self.tag, self.checkers, self.default_tag = tag, checkers, default_tag
+    def __init__(self, tag: str, checkers: dict, **kwargs) -> None:
+        self.tag, self.checkers = tag, checkers
         super().__init__(**kwargs)
 
     def check(self, param: str, value):
         check_type(param, value, dict)
-        name = value.get(self.tag)
-        if name is None:
-            name = self.default_tag
-        if name is None:
+        if (name := value.get(self.tag)) is None:
             raise missing(f"{param}.{self.tag}")
         check_type(f"{param}.{self.tag}", name, str)
         if (checker := self.checkers.get(name)) is None:

@@ -1,10 +1,7 @@
 """POST /v1/responses"""
 
 from openai_api.errors import InvalidRequest
-from openai_api.protocol.ids import new_id
-from openai_api.sealed import unseal
-from openai_api.serializers.chat import EFFORTS, TemplateKwargs, arguments_object
-from openai_api.serializers.content import content_text
+from openai_api.serializers.chat import EFFORTS, TemplateKwargs
 from openai_api.serializers.fields import (
     Boolean,
     Integer,
@@ -12,17 +9,16 @@ from openai_api.serializers.fields import (
     Metadata,
     StrictField,
     String,
-    TaggedUnion,
     check_type,
     missing,
     wrong_type,
     wrong_value,
 )
 from openai_api.serializers.formats import Format, StructuredOutputs, json_schema, only_format
+from openai_api.serializers.items import Item, message_item
 from openai_api.serializers.sampling import UNSUPPORTED, SamplingSerializer, StreamOptions
 from openai_api.serializers.tools import ResponseTools, ToolChoice
 
-ROLES = ("user", "assistant", "system", "developer")
 INCLUDABLE = (
     "reasoning.encrypted_content",
     "message.output_text.logprobs",
@@ -40,87 +36,10 @@ ONE_PAST = (
 )
 
 
-def message_item(param: str, item: dict) -> dict:
-    """A message in either form, short or full; its content becomes one part of text."""
-    role = check_type(f"{param}.role", item.get("role"), str)
-    if role not in ROLES:
-        raise wrong_value(f"{param}.role", role, ROLES)
-    text = content_text(f"{param}.content", item.get("content"))
-    part = {"type": "input_text", "text": text}
-    if role == "assistant":
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    return {**_head(item, "msg", "message"), "role": role, "content": [part]}
-
-
-def function_call_item(param: str, item: dict) -> dict:
-    fields = {
-        key: check_type(f"{param}.{key}", item.get(key), str)
-        for key in ("call_id", "name", "arguments")
-    }
-    arguments_object(f"{param}.arguments", fields["arguments"])
-    if item.get("namespace") is not None:
-        fields["namespace"] = check_type(f"{param}.namespace", item["namespace"], str)
-    return {**_head(item, "fc", "function_call"), **fields}
-
-
-def custom_call_item(param: str, item: dict) -> dict:
-    fields = {
-        key: check_type(f"{param}.{key}", item.get(key), str)
-        for key in ("call_id", "name", "input")
-    }
-    return {**_head(item, "ctc", "custom_tool_call"), **fields}
-
-
-def call_output_item(param: str, item: dict) -> dict:
-    call_id = check_type(f"{param}.call_id", item.get("call_id"), str)
-    output = content_text(f"{param}.output", item.get("output"))
-    return {**_head(item, "fco", item["type"]), "call_id": call_id, "output": output}
-
-
-def reasoning_item(param: str, item: dict) -> dict:
-    """Re-sent reasoning: everything in it may be null or missing."""
-    parts = check_type(f"{param}.content", item.get("content") or [], list)
-    text = content_text(f"{param}.content", parts)
-    if not text and item.get("encrypted_content") is not None:
-        path = f"{param}.encrypted_content"
-        text = unseal("reasoning", check_type(path, item["encrypted_content"], str), path)
-    content = [{"type": "reasoning_text", "text": text}] if text else []
-    return {**_head(item, "rs", "reasoning"), "summary": [], "content": content}
-
-
-def compaction_item(param: str, item: dict) -> dict:
-    path = f"{param}.encrypted_content"
-    sealed = check_type(path, item.get("encrypted_content"), str)
-    unseal("compaction", sealed, path)
-    head = _head(item, "cmp", "compaction")
-    return {"id": head["id"], "type": "compaction", "encrypted_content": sealed}
-
-
-def _head(item: dict, prefix: str, type_: str) -> dict:
-    given = item.get("id")
-    item_id = given if isinstance(given, str) and 0 < len(given) <= 64 else new_id(prefix)
-    return {"id": item_id, "type": type_, "status": "completed"}
-
-
-ITEM = TaggedUnion(
-    "type",
-    {
-        "message": message_item,
-        "function_call": function_call_item,
-        "function_call_output": call_output_item,
-        "custom_tool_call": custom_call_item,
-        "custom_tool_call_output": call_output_item,
-        "reasoning": reasoning_item,
-        "compaction": compaction_item,
-    },
-    default_tag="message",
-)
-
-
 class Input(StrictField):
     """A string, or items; always normalised items afterwards."""
 
-    entries = ListOf(ITEM)
+    entries = ListOf(Item())
 
     def check(self, param: str, value) -> list[dict]:
         if isinstance(value, str):
@@ -166,7 +85,8 @@ class Reasoning(StrictField):
 
     def check(self, param: str, value) -> dict:
         check_type(param, value, dict)
-        given = {key: value.get(key) for key in ("effort", "summary")}
+        summary = value.get("summary") or value.get("generate_summary")  # its name of old
+        given = {"effort": value.get("effort"), "summary": summary}
         return {
             key: text if text is None else getattr(self, key).check(f"{param}.{key}", text)
             for key, text in given.items()

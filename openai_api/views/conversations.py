@@ -2,6 +2,7 @@ from rest_framework.response import Response
 
 from openai_api import conversations
 from openai_api.database import read, write
+from openai_api.response_rows import referenced
 from openai_api.serializers.conversations import (
     ConversationItemsSerializer,
     ConversationSerializer,
@@ -17,7 +18,8 @@ class ConversationsView(AsyncAPIView):
 
     async def post(self, request):
         body = validated(ConversationSerializer, request.data)
-        row = await write(conversations.create, body["items"], body["metadata"])
+        items = await read(referenced, body["items"])
+        row = await write(conversations.create, items, body["metadata"])
         return Response(row.to_dict())
 
 
@@ -47,7 +49,8 @@ class ConversationItemsView(AsyncAPIView):
 
     async def post(self, request, conversation_id: str):
         body = validated(ConversationItemsSerializer, request.data)
-        return Response(await write(conversations.add_items, conversation_id, body["items"]))
+        items = await read(referenced, body["items"])
+        return Response(await write(conversations.add_items, conversation_id, items))
 
 
 class ConversationItemView(AsyncAPIView):

@@ -3,14 +3,12 @@ import time
 from rest_framework.response import Response
 
 from openai_api.compaction import after_compaction, kept_messages, summarise
-from openai_api.database import read
 from openai_api.errors import InvalidRequest
 from openai_api.prompts import served_names
 from openai_api.protocol.events import response_usage
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls
-from openai_api.response_requests import prepare
-from openai_api.response_rows import chain_items
+from openai_api.response_requests import conversation_so_far, prepare
 from openai_api.serializers.fields import missing, validated
 from openai_api.serializers.responses import ResponseSerializer
 from openai_api.views.base import AsyncAPIView
@@ -38,8 +36,8 @@ class CompactView(GenerateView):
         if request.data.get("model") is None:
             raise missing("model")
         body, _ = self.read_body()
-        context = await read(chain_items, body.get("previous_response_id"))
-        items = after_compaction(context + body.get("input", []))
+        context, items, _ = await conversation_so_far(body)
+        items = after_compaction(context + items)
         check_calls(items)
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")

@@ -393,8 +393,13 @@ class TestResponse:
     @pytest.mark.parametrize(
         ("params", "error", "param", "code"),
         [
-            ({"conversation": "x"}, openai.NotFoundError, None, "not_found"),
-            ({"conversation": {"id": "x"}}, openai.NotFoundError, None, "not_found"),
+            ({"conversation": "x"}, openai.NotFoundError, "conversation", "not_found"),
+            (
+                {"conversation": {"id": "x"}},
+                openai.NotFoundError,
+                "conversation",
+                "not_found",
+            ),
             ({"conversation": 7}, openai.BadRequestError, "conversation", "invalid_type"),
             (
                 {"conversation": {}},

@@ -14,6 +14,7 @@ from django.utils.timezone import now
 from openai_api import background, retention
 from openai_api.models import (
     Conversation,
+    ConversationItem,
     EventBatch,
     RequestLog,
     StoredChatCompletion,
@@ -22,6 +23,7 @@ from openai_api.models import (
 
 OLD, NEW = 8, 6  # days, where 7 are kept
 EPOCH = now()
+KINDS = {kind.name: kind for kind in retention.KINDS}
 
 
 def days_ago(days: float):
@@ -49,6 +51,13 @@ def chat(name: str, days: float) -> None:
     )
 
 
+def conversation(name: str, used: float, run_id: str = "") -> None:
+    row = Conversation.objects.create(
+        id=name, created_at=days_ago(OLD), used_at=days_ago(used), run_id=run_id
+    )
+    row.items.create(item_id=f"msg of {name}", item={})
+
+
 def request(name: str, days: float, hours: float | None = 0, outcome: str = "succeeded") -> None:
     """It took some hours, or nobody knows how long."""
     duration_s = None if hours is None else hours * 3600
@@ -58,7 +67,7 @@ def request(name: str, days: float, hours: float | None = 0, outcome: str = "suc
 
 
 def left() -> set[str]:
-    models = (StoredResponse, StoredChatCompletion, RequestLog)
+    models = (StoredResponse, StoredChatCompletion, Conversation, RequestLog)
     return {key for model in models for key in model.objects.values_list("pk", flat=True)}
 
 
@@ -80,6 +89,9 @@ def rows(transactional_db):
     response("kept, in progress", OLD, status="in_progress")
     chat("gone chat", OLD)
     chat("kept chat", NEW)
+    conversation("gone conversation", OLD)
+    conversation("kept conversation", NEW)
+    conversation("kept, running conversation", OLD, run_id="kept, in progress")
     request("gone request", OLD)
     request("gone, lost", OLD, None, "lost")
     request("kept request", NEW)
@@ -93,15 +105,18 @@ class TestCommand:
         said = prune(days=7)
 
         assert left() == kept
-        assert "5 responses, 1 chat completions, 2 requests" in said
+        assert "5 responses, 1 chat completions, 1 conversations, 2 requests" in said
         assert EventBatch.objects.count() == 4 * 2
+        assert ConversationItem.objects.count() == 2
 
     def test_a_dry_run_only_tells(self, rows):
         before = left()
         said = prune(days=7, dry_run=True)
 
         assert left() == before
-        assert "would be deleted: 5 responses, 1 chat completions, 2 requests" in said
+        assert (
+            "would be deleted: 5 responses, 1 chat completions, 1 conversations, 2 requests" in said
+        )
 
     def test_the_setting_is_the_default(self, rows, settings):
         settings.API = replace(settings.API, retention_days=7)
@@ -129,7 +144,7 @@ def test_a_conversation_stays_without_its_responses(transactional_db):
     response("resp", OLD, OLD, conversation=conversation, conversation_position=0)
     prune(days=7)
 
-    assert left() == set()
+    assert left() == {conversation.pk}
     assert conversation.items.count() == 1
 
 
@@ -154,13 +169,13 @@ class TestSizeOfAWrite:
         RequestLog.objects.update(outcome="succeeded")
         request("one more", OLD)
 
-        assert self.delete_all(retention.KINDS[2]) == [retention.MAX_ROWS, 1]
+        assert self.delete_all(KINDS["requests"]) == [retention.MAX_ROWS, 1]
 
     def test_events_count_as_rows(self, transactional_db):
         for number, num_batches in enumerate([60, 38, 1, 1000, 5]):
             events(response(str(number), OLD - number / 100), num_batches)
 
-        assert self.delete_all(retention.KINDS[0]) == [2, 1, 1, 1]
+        assert self.delete_all(KINDS["responses"]) == [2, 1, 1, 1]
         assert not EventBatch.objects.exists()
 
     def test_texts_are_not_read(self, transactional_db):
@@ -168,7 +183,7 @@ class TestSizeOfAWrite:
         with CaptureQueriesContext(
             connection,
         ) as queries:
-            self.delete_all(retention.KINDS[0])
+            self.delete_all(KINDS["responses"])
 
         assert queries.captured_queries
         assert not [query for query in queries.captured_queries if '"output"' in query["sql"]]
@@ -190,5 +205,10 @@ class TestServer:
     async def test_a_sweep_tells_what_it_deleted(self, rows):
         deleted = await retention.sweep(7)
 
-        assert deleted == {"responses": 5, "chat completions": 1, "requests": 2}
+        assert deleted == {
+            "responses": 5,
+            "chat completions": 1,
+            "conversations": 1,
+            "requests": 2,
+        }
         assert await retention.sweep(7) == {}

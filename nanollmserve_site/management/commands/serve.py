@@ -53,6 +53,8 @@ class Daphne(Server):
             endpoints=[f"tcp:port={config.port}:interface={interface}:backlog=2048"],
             ready_callable=self.load,
             server_name="nanollmserve",
+            websocket_max_message_size=settings.API.max_body_size,
+            websocket_max_frame_size=settings.API.max_body_size,
         )
         self.config = config
         self.failure = ""
