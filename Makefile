@@ -32,8 +32,9 @@ node: .venv/.requirements-dev ## the main cases with OpenAI's library for Node (
 recovery: .venv/.requirements-dev ## kill the server in the middle of background responses
 	.venv/bin/python -m tests.clients.recovery_check $(ARGS)
 
-benchmark: .venv/.requirements ## what a grammar costs, or ARGS="--model DIR --streams 8"
+benchmark: .venv/.requirements ## what grammars and storage cost, or ARGS="--model DIR --streams 8"
 	.venv/bin/python -m benchmarks.structured $(ARGS)
+	.venv/bin/python -m benchmarks.storage $(ARGS)
 
 lint: .venv/.requirements-dev ## check format, rules, types, Django's settings, migrations
 	.venv/bin/ruff format --check .

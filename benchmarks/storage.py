@@ -31,9 +31,10 @@ def server(model: str) -> Iterator[tuple[int, int]]:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as data_dir:
         command = [sys.executable, "manage.py", "serve", "--port", str(port)]
-        command += ["--data-dir", data_dir, "--served-model-name", "m", *(["--model", model] if model else [])]
-        with open(os.devnull, "w") as nowhere:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere)
+        command += ["--data-dir", data_dir, "--served-model-name", "m"]
+        command += ["--model", model] if model else []
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=ROOT, **silent)
         try:
             yield port, process.pid
         finally:

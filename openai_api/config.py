@@ -33,7 +33,7 @@ class ApiConfig:
     )
     retention_days: int | None = setting(
         None,
-        "Days after which stored responses, chat completions and history are deleted; never by "
+        "Days after which responses, chats, conversations and history are deleted; never by "
         "default.",
         minimum=1,
     )

@@ -1,6 +1,7 @@
 """From a checked body of the Responses API to a row and a choice, ready to be run."""
 
 import math
+import secrets
 from dataclasses import dataclass, field, replace
 
 from inference.request import ModelInfo
@@ -12,7 +13,7 @@ from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.database import read
 from openai_api.errors import ContextTooLong, InvalidRequest
 from openai_api.models import StoredResponse
-from openai_api.prompts import chat_prompt, sampling_params
+from openai_api.prompts import chat_prompt, sampling_params, seed_of
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls, to_messages, without_orphans
 from openai_api.runs import LOGPROBS
@@ -47,6 +48,13 @@ class Prepared:
         return Answer(engine, self.choice, self.body, chat=True, use=self.use, generated=generated)
 
 
+def with_seed(body: dict) -> dict:
+    """The body with a seed of its own, if neither it nor the server's settings have one."""
+    if seed_of(body, 0) is not None:
+        return body
+    return body | {"seed": secrets.randbits(63)}
+
+
 async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = None) -> Prepared:
     """Raises InvalidRequest or ContextTooLong naming the field.
 
@@ -54,6 +62,8 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
     """
     context, items, position = await conversation_so_far(body, context)
     check_calls(context + items)
+    if body["background"]:
+        body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
     before, first_items = after_compaction(context), []

@@ -45,7 +45,8 @@ class ResponsesView(GenerateView):
         return Response(run.resource)
 
     async def _background(self, prepared, body: dict, key: idempotency.Key | None):
-        prepared.row.body = self.request.data
+        # What a killed server had sent and not kept is generated anew, and must come out the same.
+        prepared.row.body = self.request.data | {"seed": prepared.choice.params.seed}
         run = await asyncio.shield(idempotency.begin(prepared, key))
         if body["stream"]:
             return await self.stream(run.follow(), named_event)
