@@ -1,6 +1,7 @@
 """Who answers which HTTP path: the API without middleware, everything else with all of it."""
 
 from channels.routing import URLRouter
+from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.exception import convert_exception_to_response
@@ -8,6 +9,7 @@ from django.http import HttpRequest, HttpResponseBase
 from django.urls import path, re_path
 
 from nanollmserve_site.guard import Application, Message, Receive, Send
+from openai_api.protocol.sse import Pinging
 
 API = {"v1", "health", "metrics", "tokenize", "detokenize"}
 
@@ -28,6 +30,13 @@ class ApiHandler(ASGIHandler):
         if not response.streaming:
             response.headers.setdefault("Content-Length", str(len(response.content)))
         return response
+
+    async def send_response(self, response: HttpResponseBase, send: Send) -> None:
+        if not response.streaming:
+            await super().send_response(response, send)
+            return
+        with Pinging(send, settings.API.ping_interval_s) as pinging:
+            await super().send_response(response, pinging)
 
     async def _check_host_and_answer(self, request: HttpRequest) -> HttpResponseBase:
         request.get_host()  # raises DisallowedHost: no web page may reach us by DNS rebinding

@@ -50,6 +50,7 @@ class Lane:
     stream_id: str | None
     queue: "asyncio.Queue[tuple[dict, int]]" = field(default_factory=asyncio.Queue)
     latest: tuple[str, list[dict]] | None = None
+    is_busy: bool = False  # also where there is no run yet, or no longer
     run: Run | None = None
     task: asyncio.Task | None = None
 
@@ -102,30 +103,28 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         if self._is_over:
             raise connection_is_over()
         lane = self._lane(message)
-        if len(self._waiting) >= MAX_WAITING or sum(self._waiting) > settings.API.max_body_size:
+        is_full = sum(self._waiting) + size > settings.API.max_body_size
+        if is_full or len(self._waiting) >= MAX_WAITING:
             raise Overloaded("Too many responses wait over this connection.", "stream_id")
         self._waiting.append(size)
         lane.queue.put_nowait((message, size))
 
     def _cancel(self, message: dict) -> None:
         """End the response of this id, or the one that is running in the lane."""
-        response_id, stream_id = message.get("response_id"), _stream_id_of(message)
+        wanted, by_id = _checked_stream_id(message), message.get("response_id") is not None
+        if by_id:
+            wanted = check_type("response_id", message["response_id"], str)
         for lane in [lane for lane in self._lanes.values() if lane.run]:
-            known = lane.run.row.pk if response_id else lane.stream_id
-            if known == (response_id or stream_id):
+            if wanted == (lane.run.row.pk if by_id else lane.stream_id):
                 lane.run.cancel()
                 return
         raise InvalidRequest(
             "No such response is running over this connection.",
-            "response_id" if response_id else "stream_id",
+            "response_id" if by_id else "stream_id",
         )
 
     def _lane(self, message: dict) -> Lane:
-        stream_id = message.get("stream_id")
-        if stream_id is not None and not (
-            isinstance(stream_id, str) and STREAM_ID.fullmatch(stream_id)
-        ):
-            raise InvalidRequest(INVALID_STREAM_ID, "stream_id", "invalid_stream_id")
+        stream_id = _checked_stream_id(message)
         if (lane := self._lanes.get(stream_id)) is None:
             if stream_id is not None and len(self._lanes.keys() - {None}) >= MAX_LANES:
                 raise InvalidRequest(TOO_MANY_LANES, "stream_id", "websocket_stream_limit_reached")
@@ -145,7 +144,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                     client=(self.scope.get("client") or [""])[0] or "",
                     user_agent=_header(self.scope, b"user-agent"),
                 )
-                await self._answer(lane, message, record)
+                lane.is_busy = True
+                try:
+                    await self._answer(lane, message, record)
+                except Exception:  # of the database; what comes next in the lane has to be answered
+                    logger.exception("the history of a request could not be kept")
+                finally:
+                    lane.is_busy = False
 
     async def _answer(self, lane: Lane, message: dict, record: Record) -> None:
         outcome, status = Outcome.CANCELLED, None
@@ -170,7 +175,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                 await record.close(outcome, status)
 
     async def _create(self, lane: Lane, message: dict, record: Record) -> None:
-        warm_up = check_type("generate", message.get("generate", True), bool) is False
+        generate = message.get("generate")
+        warm_up = generate is not None and not check_type("generate", generate, bool)
         body = _body_of(message)
         record.describe(body)
         engine = get_engine()
@@ -185,6 +191,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         lane.run = Run(prepared.row, answer, **prepared.run_options)
         async with aclosing(lane.run.drive()) as events:
             async for event in events:
+                if event.type == "response.failed":  # the history says what it was
+                    record.fail(200, lane.run.resource["error"] | {"type": "server_error"})
                 await self.send(_with_stream_id(event.text, lane.stream_id))
         self._remember(lane, prepared)
 
@@ -201,7 +209,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         resource = lane.run.resource
         if resource["status"] in ("completed", "incomplete"):
             lane.latest = resource["id"], [*prepared.items, *resource["output"]]
-        else:
+        elif resource["status"] == "failed":
             _evict(lane, prepared.row.previous_id)
 
     async def _end_of_time(self) -> None:
@@ -209,7 +217,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         await asyncio.sleep(MAX_AGE_S)
         self._is_over = True
         await self._send_error(connection_is_over())
-        while self._waiting or any(lane.run for lane in self._lanes.values()):
+        while self._waiting or any(lane.is_busy for lane in self._lanes.values()):
             await asyncio.sleep(0.1)
         await self.close(GOING_AWAY)
 
@@ -260,8 +268,16 @@ def _body_of(message: dict) -> dict:
 
 
 def _stream_id_of(message: dict) -> str | None:
+    """The lane to name in an answer: that of the message, if it is one."""
     stream_id = message.get("stream_id")
     return stream_id if isinstance(stream_id, str) and STREAM_ID.fullmatch(stream_id) else None
+
+
+def _checked_stream_id(message: dict) -> str | None:
+    stream_id = _stream_id_of(message)
+    if stream_id is None and message.get("stream_id") is not None:
+        raise InvalidRequest(INVALID_STREAM_ID, "stream_id", "invalid_stream_id")
+    return stream_id
 
 
 def _with_stream_id(text: str, stream_id: str | None) -> str:

@@ -134,8 +134,14 @@ def _grammar(form: dict) -> tuple[str, str]:
 
 def custom_input(arguments: str) -> str:
     """The input of a custom call, as far as it came; what a model wrote instead, as it is."""
+    text = _input_of(arguments)
+    return text.encode(errors="replace").decode()  # an escape may spell half of a surrogate pair
+
+
+def _input_of(arguments: str) -> str:
     try:
-        return json.loads(arguments)[CUSTOM_INPUT]
+        if isinstance(text := json.loads(arguments)[CUSTOM_INPUT], str):
+            return text
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     if not (begun := re.match(rf'\s*{{\s*"{CUSTOM_INPUT}"\s*:\s*"', arguments)):

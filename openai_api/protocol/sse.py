@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
+import orjson
 from django.http import StreamingHttpResponse
 
 from openai_api.errors import as_api_error, error_body
@@ -16,7 +17,11 @@ Encode = Callable[..., bytes]  # of one event
 
 
 def encode_json(value: dict) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Compact JSON. What came as JSON may hold integers beyond 64 bits, which orjson refuses."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def data(chunk: dict) -> bytes:
@@ -32,14 +37,19 @@ def named_event(event) -> bytes:
 class EventStream(StreamingHttpResponse):
     """A stream of server-sent events that always ends with `[DONE]`."""
 
-    def __init__(self, body: AsyncIterator[bytes]) -> None:
+    def __init__(self, body: AsyncGenerator[bytes, None]) -> None:
         super().__init__(body, content_type="text/event-stream; charset=utf-8")
         self["Cache-Control"] = "no-cache"
         self["X-Accel-Buffering"] = "no"
+        self._body = body
+
+    def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        """The body itself: Django would wrap it in two more generators."""
+        return self._body
 
 
 async def event_stream(
-    events: AsyncGenerator[dict, None], encode: Encode, *, ping_interval_s: float
+    events: AsyncGenerator[dict, None], encode: Encode, *, patience_s: float
 ) -> EventStream:
     """An EventStream of `events`.
 
@@ -48,42 +58,30 @@ async def event_stream(
     """
     first = asyncio.ensure_future(anext(events, None))
     try:
-        await asyncio.wait([first], timeout=ping_interval_s)
+        await asyncio.wait([first], timeout=patience_s)
     except asyncio.CancelledError:
         await _abandon(first)
         raise
     if first.done() and (exc := first.exception()) is not None:
         raise exc
-    return EventStream(_body(events, first, encode, ping_interval_s))
+    return EventStream(_body(events, first, encode))
 
 
 async def _body(
-    events: AsyncGenerator[dict, None], first: asyncio.Future, encode: Encode, interval_s: float
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[dict, None], first: asyncio.Future, encode: Encode
+) -> AsyncGenerator[bytes, None]:
     try:
-        async with aclosing(_with_pings(events, first, interval_s)) as rest:
-            async for event in rest:
-                yield PING if event is None else encode(event)
+        async with aclosing(events):
+            try:
+                if (event := await first) is not None:
+                    yield encode(event)
+            finally:
+                await _abandon(first)
+            async for event in events:
+                yield encode(event)
     except Exception as exc:  # the status line is gone: from here a failure is an event
         yield data({"error": error_body(as_api_error(exc))})
     yield DONE
-
-
-async def _with_pings(
-    events: AsyncGenerator[dict, None], coming: asyncio.Future, interval_s: float
-) -> AsyncIterator[dict | None]:
-    """`events`, the next of which is `coming`, with None after every `interval_s` of silence."""
-    async with aclosing(events):
-        try:
-            while True:
-                while not (await asyncio.wait([coming], timeout=interval_s))[0]:
-                    yield None
-                if (event := coming.result()) is None:
-                    return
-                yield event
-                coming = asyncio.ensure_future(anext(events, None))
-        finally:
-            await _abandon(coming)
 
 
 async def _abandon(coming: asyncio.Future) -> None:
@@ -91,3 +89,37 @@ async def _abandon(coming: asyncio.Future) -> None:
     if not coming.done():
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
+
+
+class Pinging:
+    """ASGI's `send` for a stream, with a comment after every `interval_s` of silence.
+
+    A timer for each stream and none for each event: an event only notes the time.
+    """
+
+    def __init__(self, send: Callable[[dict], Awaitable[None]], interval_s: float) -> None:
+        self._send, self._interval_s = send, interval_s
+        self._loop = asyncio.get_running_loop()
+        self._sent_at: float | None = None
+        self._ping: asyncio.Task | None = None
+
+    def __enter__(self) -> "Pinging":
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._timer.cancel()
+
+    async def __call__(self, message: dict) -> None:
+        self._sent_at = self._loop.time()
+        await self._send(message)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        silent_since = now if self._sent_at is None else self._sent_at  # nothing before the head
+        if now - silent_since >= self._interval_s:
+            message = {"type": "http.response.body", "body": PING, "more_body": True}
+            self._ping = self._loop.create_task(self(message))
+            silent_since = now
+        wait_s = self._interval_s - (now - silent_since)
+        self._timer = self._loop.call_later(wait_s, self._tick)

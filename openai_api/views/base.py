@@ -59,7 +59,7 @@ class AsyncAPIView(APIView):
     async def stream(self, events, encode: Encode) -> EventStream:
         """Answer with `events`; the record is closed when they end."""
         return await event_stream(
-            self._recorded(events), encode, ping_interval_s=settings.API.ping_interval_s
+            self._recorded(events), encode, patience_s=settings.API.ping_interval_s
         )
 
     async def _recorded(self, events):
