@@ -68,6 +68,13 @@ class EngineConfig:
     )
     block_size: int = setting(32, "Tokens in one KV cache block.", minimum=1, maximum=1024)
     enable_prefix_caching: bool = setting(True, "Reuse the KV cache of common prefixes.")
+    speculative: str = setting(
+        "none",
+        "Guess tokens from what stood in prompt or answer before (ngram), and check several at "
+        "once: the same answers, sooner where a model copies.",
+        choices=("none", "ngram"),
+    )
+    num_speculative_tokens: int = setting(8, "Most tokens guessed at a time.", minimum=1)
     seed: int | None = setting(
         None,
         "Seed of requests that bring none; random by default.",

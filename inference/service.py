@@ -106,6 +106,11 @@ def _limits(
         block_size=config.block_size,
         eos_token_ids=loaded.eos_token_ids,
         enable_prefix_caching=config.enable_prefix_caching and loaded.paged,
+        num_speculative_tokens=(
+            config.num_speculative_tokens if config.speculative == "ngram" and loaded.paged else 0
+        ),
+        # so many rows take hardly longer than one: a CPU runs out of arithmetic first
+        max_speculative_rows=16 if loaded.device.type == "cpu" else 192,
     )
 
 

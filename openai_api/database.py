@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from django.db import close_old_connections
+from django.db import connection
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ async def _wait(submitted: Future[T]) -> T:
 
 
 def _run(function: Callable[..., T], *args) -> T:
-    close_old_connections()
+    connection.close_at = None  # Django would close it after each function
+    connection.close_if_unusable_or_obsolete()
     return function(*args)
 
 

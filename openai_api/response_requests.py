@@ -4,7 +4,7 @@ import math
 import secrets
 from dataclasses import dataclass, field, replace
 
-from inference.request import ModelInfo
+from inference.request import ModelInfo, SamplingParams
 from inference.service import get_engine
 from openai_api import conversations
 from openai_api import response_rows as rows
@@ -84,7 +84,16 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         max_tokens=body.get("max_output_tokens"),
         logprobs=body["top_logprobs"] if LOGPROBS in body["include"] else None,
     )
-    row = StoredResponse(
+    row = _row(body, params, items, position)
+    choice = Choice(prompt, params, constraint=constraint)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items)
+    return prepared.as_warm_up() if is_trigger else prepared
+
+
+def _row(
+    body: dict, params: SamplingParams, items: list[dict], position: int | None
+) -> StoredResponse:
+    return StoredResponse(
         id=body.get("request_id") or new_response_id(),
         previous_id=body.get("previous_response_id"),
         conversation_id=body.get("conversation"),
@@ -95,9 +104,6 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         background=body["background"],
         status=StoredResponse.Status.QUEUED if body["background"] else "in_progress",
     )
-    choice = Choice(prompt, params, constraint=constraint)
-    prepared = Prepared(body, row, choice, use, before + rest, first_items)
-    return prepared.as_warm_up() if is_trigger else prepared
 
 
 async def conversation_so_far(

@@ -1,39 +1,75 @@
 """What one step computes."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from inference.engine.sequence import Sequence
 from inference.model.inputs import ModelInputs
 
 
+class DraftRow:
+    """A sequence as it would be after some tokens of its draft: what the sampler looks at."""
+
+    constraint = None  # sequences with one have no drafts
+
+    def __init__(self, seq: Sequence, draft: list[int]) -> None:
+        self._seq, self._draft = seq, draft
+        self.params, self.noise_key = seq.params, seq.noise_key
+        self.stop_token_ids = seq.stop_token_ids
+        self.num_prompt_tokens = seq.num_prompt_tokens
+        self.num_output_tokens = seq.num_output_tokens + len(draft)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._seq.token_ids + self._draft
+
+
 @dataclass(slots=True)
 class Batch:
-    """`counts[i]` new tokens of `seqs[i]`."""
+    """`counts[i]` new tokens of `seqs[i]`, the last of which are guesses: `drafts[i]`."""
 
     seqs: list[Sequence] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    drafts: list[list[int]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.seqs)
 
-    def add(self, seq: Sequence, count: int) -> None:
+    def add(self, seq: Sequence, count: int, draft: list[int]) -> None:
         self.seqs.append(seq)
-        self.counts.append(count)
+        self.counts.append(count + len(draft))
+        self.drafts.append(draft)
 
     @property
-    def sampled(self) -> list[Sequence]:
-        """The sequences whose last known token is in this run: a next one can be sampled."""
-        pairs = zip(self.seqs, self.counts, strict=True)
-        return [seq for seq, count in pairs if count == seq.num_pending_tokens]
+    def sampled(self) -> list[int]:
+        """Indices of the sequences whose last known token is in this run."""
+        columns = zip(self.seqs, self.counts, self.drafts, strict=True)
+        return [
+            index
+            for index, (seq, count, draft) in enumerate(columns)
+            if count - len(draft) == seq.num_pending_tokens
+        ]
+
+    def rows(self) -> list[Sequence | DraftRow]:
+        """What is sampled: the token after each of these, and after every token of its draft."""
+        rows: list[Sequence | DraftRow] = []
+        for index in self.sampled:
+            seq, draft = self.seqs[index], self.drafts[index]
+            rows.append(seq)
+            rows += [DraftRow(seq, draft[: n + 1]) for n in range(len(draft))]
+        return rows
 
     def model_inputs(self) -> ModelInputs:
-        """The flattened tokens. Logits come for `sampled` first, then for prompt logprobs."""
+        """The flattened tokens. Logits come for `rows` first, then for prompt logprobs."""
         spans = [
             (seq, seq.num_computed_tokens, seq.num_computed_tokens + count)
             for seq, count in zip(self.seqs, self.counts, strict=True)
         ]
+        token_ids: list[int] = []
+        for (seq, start, end), draft in zip(spans, self.drafts, strict=True):
+            token_ids += seq.token_ids[start:end] + draft
         return ModelInputs(
-            token_ids=[token for seq, start, end in spans for token in seq.token_ids[start:end]],
+            token_ids=token_ids,
             counts=self.counts,
             context_lens=[end for _, _, end in spans],
             block_tables=[seq.block_table for seq in self.seqs],
@@ -58,9 +94,9 @@ class Batch:
         return scored
 
     def _sample_rows(self) -> list[int]:
-        rows, start = [], 0
-        for seq, count in zip(self.seqs, self.counts, strict=True):
-            if count == seq.num_pending_tokens:
-                rows.append(start + count - 1)
-            start += count
-        return rows
+        ends = list(accumulate(self.counts))
+        return [
+            row
+            for index in self.sampled
+            for row in range(ends[index] - len(self.drafts[index]) - 1, ends[index])
+        ]

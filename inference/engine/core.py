@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from inference.engine.batch import Batch
 from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
+from inference.engine.speculative import NgramProposer
 from inference.errors import ConstraintFailed, EngineFailed
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
@@ -39,6 +41,8 @@ class EngineLimits:
     block_size: int
     eos_token_ids: frozenset[int]
     enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0  # guessed at a time; 0 for none
+    max_speculative_rows: int = 16  # of a batch with guesses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_queried_tokens: int = 0
     num_hit_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 class EngineCore:
@@ -68,6 +74,7 @@ class EngineCore:
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
             enable_prefix_caching=limits.enable_prefix_caching,
+            proposer=NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows),
         )
         self._seqs: dict[str, Sequence] = {}
         self._refused: list[Output] = []
@@ -129,29 +136,54 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             num_queried_tokens=scheduler.num_queried_tokens,
             num_hit_tokens=scheduler.num_hit_tokens,
+            num_draft_tokens=scheduler.proposer.num_draft_tokens,
+            num_accepted_tokens=scheduler.proposer.num_accepted_tokens,
         )
 
     def _run(self, batch: Batch) -> list[Output]:
-        sampled = batch.sampled
+        rows = batch.rows()
         logits = self._runner.forward(batch.model_inputs())
-        self._score_prompts(batch, logits[len(sampled) :])
-        choice = sampler.sample(logits[: len(sampled)], sampled)
-        self.scheduler.advance(batch)
+        self._score_prompts(batch, logits[len(rows) :])
+        token_ids, logprobs = sampler.sample(logits[: len(rows)], rows)
 
         outputs: list[Output] = []
-        for seq, token_id, logprob in zip(sampled, *choice, strict=True):
+        ended: list[Sequence] = []
+        start = 0
+        for index in batch.sampled:
+            seq, end = batch.seqs[index], start + len(batch.drafts[index]) + 1
             try:
-                seq.append(token_id)
+                num_taken = self._take(batch, index, token_ids[start:end])
+                delta = seq.delta(num_taken, logprobs[start:end])
+                outputs.append((seq.request.request_id, delta))
             except ConstraintFailed as exc:
                 logger.warning("an answer failed: %s", exc)
                 outputs.append((seq.request.request_id, exc))
-                self._forget(seq)
-                continue
-            outputs.append((seq.request.request_id, seq.delta(logprob)))
+                ended.append(seq)
             if seq.finish_reason:
-                self._forget(seq)
-        self._num_generated_tokens += len(sampled)
+                ended.append(seq)
+            start = end
+        self.scheduler.advance(batch)
+        for seq in ended:
+            self._forget(seq)
         return outputs
+
+    def _take(self, batch: Batch, index: int, token_ids: list[int]) -> int:
+        """Append what was sampled, up to the first token that was guessed wrong; how many.
+
+        What comes after that was computed for nothing, and is no longer in the batch.
+        """
+        seq, draft = batch.seqs[index], batch.drafts[index]
+        before = seq.num_output_tokens
+        for token_id, guess in zip_longest(token_ids, draft):
+            seq.append(token_id)
+            if token_id != guess or seq.finish_reason:
+                break
+        num_taken = seq.num_output_tokens - before
+        self._num_generated_tokens += num_taken
+        if draft:
+            batch.counts[index] -= len(token_ids) - num_taken
+            self.scheduler.proposer.learn(seq, len(draft), num_taken - 1)
+        return num_taken
 
     def _score_prompts(self, batch: Batch, logits: Tensor) -> None:
         if not (scored := batch.scored_prompt_tokens()):

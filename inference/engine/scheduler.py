@@ -8,6 +8,7 @@ from operator import attrgetter
 from inference.engine.batch import Batch
 from inference.engine.block_pool import BlockPool
 from inference.engine.sequence import Sequence
+from inference.engine.speculative import NgramProposer
 from inference.request import FinishReason
 
 RANK = attrgetter("rank")
@@ -27,12 +28,14 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        proposer: NgramProposer,
         enable_prefix_caching: bool = True,
     ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_prefix_caching = enable_prefix_caching
+        self.proposer = proposer
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._arrivals = itertools.count()
@@ -50,10 +53,7 @@ class Scheduler:
             if seq in self.running and budget:
                 budget -= self._schedule_running(seq, budget, batch)
         if num_preemptions == self.num_preemptions:
-            while self.waiting and budget and len(self.running) < self.max_num_seqs:
-                if not (count := self._admit(self.waiting[0], budget, batch)):
-                    break
-                budget -= count
+            self._schedule_waiting(budget, batch)
         return batch
 
     def advance(self, batch: Batch) -> None:
@@ -75,17 +75,56 @@ class Scheduler:
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: Batch) -> int:
         count = min(seq.num_pending_tokens, budget)
+        draft = self.proposer.propose(seq, len(self.running))[: budget - count]
+        if draft and self.pool.grow(seq, seq.num_computed_tokens + count + len(draft)):
+            batch.add(seq, count, draft)
+            return count + len(draft)
         while not self.pool.grow(seq, seq.num_computed_tokens + count):
             victim = self.running[-1]  # never one of the batch: that goes in the same order
             self._preempt(victim)
             if victim is seq:
                 return 0
-        batch.add(seq, count)
+        batch.add(seq, count, [])
         return count
 
-    def _admit(self, seq: Sequence, budget: int, batch: Batch) -> int:
-        """Move the first waiting sequence into the batch; 0 if there is no room for it."""
-        hits = self._match_prefix(seq)
+    def _schedule_waiting(self, budget: int, batch: Batch) -> None:
+        """Admit who waits, but for those whose prefix somebody else is computing just now."""
+        promised = self._promised_blocks()
+        for seq in list(self.waiting):
+            if not budget or len(self.running) >= self.max_num_seqs:
+                break
+            if seq.awaited_block in promised:
+                continue
+            hits = self._match_prefix(seq)
+            seq.awaited_block = self._next_block(seq, len(hits))
+            if seq.awaited_block in promised:
+                continue
+            if not (count := self._admit(seq, hits, budget, batch)):
+                break
+            budget -= count
+            promised.update(seq.block_hashes[len(hits) :])
+
+    def _promised_blocks(self) -> set[bytes]:
+        """Digests of the blocks that running sequences will have computed soon."""
+        if not (self.enable_prefix_caching and self.waiting):
+            return set()
+        size = self.pool.block_size
+        return {
+            digest
+            for seq in self.running
+            if seq.num_pending_tokens > 1
+            for digest in seq.block_hashes[seq.num_computed_tokens // size :]
+        }
+
+    @staticmethod
+    def _next_block(seq: Sequence, num_hits: int) -> bytes | None:
+        """Digest of the first full block that is not cached, if the cache may be used."""
+        if seq.prompt_logprobs is not None or num_hits >= len(seq.block_hashes):
+            return None
+        return seq.block_hashes[num_hits]
+
+    def _admit(self, seq: Sequence, hits: list[int], budget: int, batch: Batch) -> int:
+        """Move a waiting sequence into the batch; 0 if there is no room for it."""
         num_hit_tokens = len(hits) * self.pool.block_size
         count = min(len(seq.token_ids) - num_hit_tokens, budget)
         self.pool.share(seq, hits)
@@ -97,8 +136,9 @@ class Scheduler:
             seq.num_cached_tokens = num_hit_tokens
             self.num_queried_tokens += len(seq.token_ids)
             self.num_hit_tokens += num_hit_tokens
-        insort(self.running, self.waiting.popleft(), key=RANK)
-        batch.add(seq, count)
+        self.waiting.remove(seq)
+        insort(self.running, seq, key=RANK)
+        batch.add(seq, count, [])
         return count
 
     def _match_prefix(self, seq: Sequence) -> list[int]:

@@ -16,6 +16,17 @@ from inference.request import (
 )
 
 
+@dataclass(slots=True)
+class Lookup:
+    """What `speculative` knows of a sequence: the position after each n-gram, and its luck."""
+
+    num_guessed: int
+    followers: dict[tuple[int, ...], int] = field(default_factory=dict)
+    num_indexed: int = 0
+    pause: int = 0
+    backoff: int = 1
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Keys and values of `token_ids[:num_computed_tokens]` are in the cache.
@@ -34,11 +45,13 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     noise_key: int = field(init=False)
-    arrival: int = 0  # set by the scheduler
+    arrival: int = 0  # set by the scheduler, as is the next
+    awaited_block: bytes | None = None  # digest of a block that another sequence will compute
     constraint: ConstraintState | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.generated_token_ids]
@@ -86,12 +99,12 @@ class Sequence:
         elif self.num_output_tokens >= self.max_tokens:
             self.finish_reason = FinishReason.LENGTH
 
-    def delta(self, logprob: TokenLogprob | None) -> Delta:
-        """What the caller is told of the token appended last."""
-        first, none = self.num_output_tokens <= 1, not self.num_output_tokens
+    def delta(self, num_tokens: int, logprobs: list[TokenLogprob | None]) -> Delta:
+        """What the caller is told of the `num_tokens` tokens appended last."""
+        first = self.num_output_tokens <= num_tokens
         return Delta(
-            token_ids=[] if none else [self.token_ids[-1]],
-            logprobs=[] if logprob is None or none else [logprob],
+            token_ids=self.token_ids[len(self.token_ids) - num_tokens :],
+            logprobs=[entry for entry in logprobs[:num_tokens] if entry is not None],
             finish_reason=self.finish_reason,
             stop_token_id=self.stop_token_id,
             num_cached_tokens=self.num_cached_tokens or 0,

@@ -1,6 +1,7 @@
 """A model whose keys and values are the tokens themselves: the engine's oracle."""
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from inference.request import Request, SamplingParams
 
 VOCAB_SIZE = 97
 EOS = 0
+Answer = Callable[[list[int]], int]  # the token after these
 
 
 def next_token(token_ids: list[int]) -> int:
@@ -19,11 +21,17 @@ def next_token(token_ids: list[int]) -> int:
     return 1 + int.from_bytes(digest[:4], "little") % (VOCAB_SIZE - 1)
 
 
-def naive(prompt: list[int], num_tokens: int) -> list[int]:
+def mostly_copied(token_ids: list[int]) -> int:
+    """An answer that repeats what was said seven tokens ago, but for one token in ten."""
+    checksum = next_token(token_ids)
+    return token_ids[-7] if checksum % 10 and len(token_ids) >= 7 else checksum
+
+
+def naive(prompt: list[int], num_tokens: int, answer: Answer = next_token) -> list[int]:
     """What a loop without any cache answers."""
     token_ids = list(prompt)
     for _ in range(num_tokens):
-        token_ids.append(next_token(token_ids))
+        token_ids.append(answer(token_ids))
     return token_ids[len(prompt) :]
 
 
@@ -33,8 +41,8 @@ class MemoryRunner:
     A block that is lost, shared wrongly or overwritten changes the answer.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
+    def __init__(self, num_blocks: int, block_size: int, answer: Answer = next_token) -> None:
+        self.num_blocks, self.block_size, self.answer = num_blocks, block_size, answer
         self.cache: list[int | None] = [None] * (num_blocks * block_size)
 
     def forward(self, inputs: ModelInputs) -> Tensor:
@@ -47,7 +55,7 @@ class MemoryRunner:
                 rows.append([self.cache[self.slot(table, p)] for p in range(position + 1)])
         logits = torch.zeros(len(inputs.logit_rows), VOCAB_SIZE)
         for i, wanted in enumerate(inputs.logit_rows):
-            logits[i, next_token(rows[wanted])] = 9.0
+            logits[i, self.answer(rows[wanted])] = 9.0
         return logits
 
     def slot(self, table: list[int], position: int) -> int:
@@ -56,7 +64,9 @@ class MemoryRunner:
         return block * self.block_size + position % self.block_size
 
 
-def make_core(num_blocks: int = 64, block_size: int = 4, **limits) -> EngineCore:
+def make_core(
+    num_blocks: int = 64, block_size: int = 4, answer: Answer = next_token, **limits
+) -> EngineCore:
     values = {
         "max_model_len": 64,
         "max_num_seqs": 8,
@@ -64,7 +74,7 @@ def make_core(num_blocks: int = 64, block_size: int = 4, **limits) -> EngineCore
         "block_size": block_size,
         "eos_token_ids": frozenset({EOS}),
     } | limits
-    return EngineCore(MemoryRunner(num_blocks, block_size), EngineLimits(**values))
+    return EngineCore(MemoryRunner(num_blocks, block_size, answer), EngineLimits(**values))
 
 
 def make_request(request_id: str, prompt: list[int], max_tokens: int = 8, **kwargs) -> Request:

@@ -180,3 +180,42 @@ def test_prompt_logprobs_cover_the_prompt_once_in_spite_of_chunks_and_preemption
         entries = found[str(i)]
         assert entries[0] is None
         assert [entry.token_id for entry in entries[1:]] == [i + 1] * 12
+
+
+def test_who_shares_a_prefix_waits_for_the_one_who_computes_it():
+    core = make_core(block_size=4, max_num_batched_tokens=8)
+    common = list(range(1, 17))
+    expected = {}
+    for i in range(3):
+        prompt = [*common, 20 + i]
+        expected[str(i)] = naive(prompt, 4)
+        core.add(make_request(str(i), prompt, 4))
+    core.add(make_request("other", [90, 91, 92], 4))
+    expected["other"] = naive([90, 91, 92], 4)
+    core.step()
+
+    assert len(core.scheduler.running) == 1  # the budget was spent on the leader
+    answers = drain(core)
+    assert answers == expected
+    assert core.stats().num_hit_tokens == 2 * len(common)
+
+
+def test_others_are_not_held_up_by_those_who_wait_for_a_prefix():
+    core = make_core(block_size=4, max_num_batched_tokens=12)
+    common = list(range(1, 9))
+    for request_id, prompt in {"a": [*common, 20], "b": [*common, 21], "c": [30, 31]}.items():
+        core.add(make_request(request_id, prompt, 9))
+    core.step()
+
+    assert [seq.request.request_id for seq in core.scheduler.running] == ["a", "c"]
+
+
+def test_who_waits_goes_on_alone_when_the_other_leaves():
+    core = make_core(block_size=4, max_num_batched_tokens=4)
+    prompt = list(range(1, 17))
+    for request_id in ("leaves", "stays"):
+        core.add(make_request(request_id, prompt, 4))
+    core.step()
+    core.abort("leaves")
+
+    assert drain(core) == {"stays": naive(prompt, 4)}
