@@ -15,7 +15,6 @@ from tests.inference.memory_runner import (
     make_request,
     mostly_copied,
     naive,
-    next_token,
 )
 from tests.inference.test_engine import drain, take_step
 
