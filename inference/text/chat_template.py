@@ -41,7 +41,13 @@ def render(tokenizer: Any, messages: list[Message], options: Mapping[str, Any]) 
 
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Text to token ids. A rendered template already holds its special tokens."""
+    """Text to token ids. A rendered template already holds its special tokens.
+
+    A fast tokenizer is asked itself, unless it would cut or pad; see `detokenizer.decode`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.truncation is None and backend.padding is None:
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
     return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
