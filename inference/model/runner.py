@@ -45,7 +45,7 @@ class ModelRunner:
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Float32 logits `[len(inputs.logit_rows), vocab_size]`."""
-        return forward_paged(self._model, inputs, self._caches)
+        return forward_paged(self._model, inputs, self._caches, self.max_model_len)
 
     def warmup(self) -> None:
         """Run once, so that the first request does not pay for what torch sets up lazily."""
