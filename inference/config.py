@@ -67,6 +67,10 @@ class EngineConfig:
         0.9, "Share of the GPU's memory that the server may use.", minimum=0.05, maximum=1.0
     )
     block_size: int = setting(32, "Tokens in one KV cache block.", minimum=1, maximum=1024)
+    enforce_eager: bool = setting(
+        True,
+        "On a GPU, no torch.compile and no CUDA graphs. To run with them has not been tried yet.",
+    )
     enable_prefix_caching: bool = setting(True, "Reuse the KV cache of common prefixes.")
     speculative: str = setting(
         "none",
