@@ -107,7 +107,7 @@ compiled_attention = torch.library.custom_op("nano::attention", attention, mutat
 def gpu_attention() -> Callable[..., Tensor] | None:
     """The attention of GPUs, if triton is there. torch brings it, but not on every system."""
     try:
-        from inference.kernels.triton_attention import paged_attention_triton
+        from inference.model.kernels.triton_attention import paged_attention_triton
     except ImportError as error:
         logger.warning("There is no triton (%s): attention on the GPU will be slow.", error)
         return None

@@ -9,7 +9,7 @@ from inference.model.paged import lazy_zeros
 from tests.inference.test_attention import make_inputs, scattered_tables
 
 pytest.importorskip("triton")
-triton_attention = pytest.importorskip("inference.kernels.triton_attention")
+triton_attention = pytest.importorskip("inference.model.kernels.triton_attention")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_SIZE = 16
