@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
 from inference.model.inputs import ModelInputs
+from inference.model.kernels import cpu
 
 NAME = "nano"
 MAX_TILE_SCORES = 2**22  # per head: bounds the score matrix of the reference
@@ -31,12 +32,15 @@ class Tile(NamedTuple):
     block_tables: Tensor  # [S, B]
 
 
-@dataclass(slots=True)
+@dataclass
 class LayerCache:
     """Keys and values of one layer: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
 
     keys: Tensor
     values: Tensor
+
+    def __post_init__(self) -> None:
+        self.has_kernel = cpu.can_attend(self.keys, self.values)
 
     @property
     def block_size(self) -> int:
@@ -75,6 +79,20 @@ class AttentionContext:
             positions % block_size,
         )
         return cls(inputs, layers, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    @cached_property
+    def kernel(self) -> cpu.PagedAttention:
+        """The compiled attention of this run, for layers whose cache has one."""
+        kernels = cpu.library()
+        assert kernels is not None, "no cache has a kernel without kernels"
+        return cpu.PagedAttention(
+            kernels,
+            block_tables=self.block_tables,
+            cu_seqlens=self.cu_seqlens,
+            context_lens=self.context_lens,
+            slot_blocks=self.slot_blocks,
+            slot_offsets=self.slot_offsets,
+        )
 
     @cached_property
     def tiles(self) -> list[Tile]:
@@ -156,17 +174,18 @@ def nano_attention(
     if context is None:
         raise RuntimeError("a model with paged attention ran outside of attending()")
     cache = context.layers[int(module.layer_idx)]
-    store(cache, key[0], value[0], context)
-    out = paged_attention_reference(
-        query[0].transpose(0, 1),
-        cache,
-        context,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
-    return out[None], None
+    features: Any = {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "sliding_window": sliding_window,
+        "softcap": softcap,
+        "sinks": s_aux,
+    }
+    if cache.has_kernel:
+        out = context.kernel(query[0], key[0], value[0], cache.keys, cache.values, **features)
+    else:
+        store(cache, key[0], value[0], context)
+        out = paged_attention_reference(query[0].transpose(0, 1), cache, context, **features)
+    return out[None].to(query.dtype), None
 
 
 AttentionInterface.register(NAME, nano_attention)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,8 +30,9 @@ from transformers import (
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
-from inference.model import parity
+from inference.model import attention, parity
 from inference.model.memory import available_memory, readable
+from inference.model.optimize import optimize
 from inference.model.paged import LayerSpec
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,10 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     layers, reason = parity.enter_paged(model, max_model_len, token_ids, logits)
     if reason is not None:
         logger.warning("%s answers one request at a time: %s.", config.model, reason)
+    elif not has_fast_layers(config, model, layers, token_ids, logits):
+        del model  # its own layers are gone, and two models may not fit
+        model = load_weights(config, folder, hf_config, dtype, device)
+        model.set_attn_implementation(attention.NAME)
     return LoadedModel(
         name=config.model,
         model=model,
@@ -277,6 +283,21 @@ def load_weights(
             f"shape, {len(wrong)} in all, such as {wrong[0]}."
         )
     return model
+
+
+def has_fast_layers(
+    config: EngineConfig,
+    model: PreTrainedModel,
+    layers: list[LayerSpec],
+    token_ids: list[int],
+    logits: Tensor,
+) -> bool:
+    """Give a paged model on the CPU faster layers; False, with a warning, if that broke it."""
+    optimize(model)
+    difference = parity.difference(model, layers, token_ids, logits)
+    if difference is not None:
+        logger.warning("%s runs with its own, slower layers: %s.", config.model, difference)
+    return difference is None
 
 
 def find_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

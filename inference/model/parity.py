@@ -53,15 +53,29 @@ def enter_paged(
     try:
         layers = find_layers(model)
         reason = objection(model, layers, max_model_len)
-        if reason is None:
-            model.set_attn_implementation(attention.NAME)
-            reason = compare(model, layers, token_ids, expected)
     except Exception as error:
-        logger.debug("the paged path failed", exc_info=True)
-        reason = f"the paged path failed with {type(error).__name__}: {error}"
+        reason = failure(error)
+    if reason is None:
+        model.set_attn_implementation(attention.NAME)
+        reason = difference(model, layers, token_ids, expected)
     if reason is not None:
         model.set_attn_implementation(plain)
     return layers, reason
+
+
+def difference(
+    model: PreTrainedModel, layers: list[LayerSpec], token_ids: list[int], expected: Tensor
+) -> str | None:
+    """How the model's paged path fails to give the `expected` logits; None if it gives them."""
+    try:
+        return compare(model, layers, token_ids, expected)
+    except Exception as error:
+        return failure(error)
+
+
+def failure(error: Exception) -> str:
+    logger.debug("the paged path failed", exc_info=error)
+    return f"the paged path failed with {type(error).__name__}: {error}"
 
 
 @torch.inference_mode()
