@@ -104,9 +104,9 @@ def test_functions_and_modules_stay_short():
 
 
 def test_the_engine_stays_small_enough_to_read():
-    """3,000 lines of code: without what is there to be read only."""
+    """3,300 lines of code: without what is there to be read only."""
     paths = [path for path in sources("inference") if "demo_model" not in path.parts]
-    assert sum(map(num_code_lines, paths)) <= 3000
+    assert sum(map(num_code_lines, paths)) <= 3300
 
 
 def num_code_lines(path: Path) -> int:

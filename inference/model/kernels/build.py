@@ -24,9 +24,10 @@ class BuildError(Exception):
 
 def built_library() -> Path:
     """The shared library, compiled if it is not in the cache. Raises BuildError or OSError."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    wanted = os.environ.get("CXX") or "g++"
+    compiler = shutil.which(wanted)
     if compiler is None:
-        raise BuildError("there is no g++")
+        raise BuildError(f"there is no {wanted}")
     folder = cache_folder()
     target = folder / f"cpu-{cache_key(compiler)}.so"
     if not target.exists():
