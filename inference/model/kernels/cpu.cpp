@@ -23,6 +23,7 @@ typedef int32_t I16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t U16 __attribute__((vector_size(32), aligned(2), may_alias));
 struct bf16 { uint16_t bits; };
 static constexpr long LANES = 16;
+static constexpr long PANEL = 4 * LANES;  // columns that are computed together
 static constexpr float INF = std::numeric_limits<float>::infinity();
 static constexpr long LINE = 64;  // bytes
 
@@ -242,18 +243,30 @@ template <class T> static inline void prefetch(const T *row, long dim) {
     for (long i = 0; i < dim; i += LINE / (long)sizeof(T)) __builtin_prefetch(row + i, 0, 2);
 }
 
-// 16 by 16 dwords in place: with every step, blocks of that size change places across the diagonal.
+// Of two vectors, the lanes that change places across the diagonal when blocks of `step` do.
+template <int step> struct Blocks {
+    static constexpr I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static constexpr I16 low = (lane & step) ? lane - step + LANES : lane;
+    static constexpr I16 high = (lane & step) ? lane + LANES : lane + step;
+};
+
+// A step of transposing 16 by 16 dwords in place.
 template <int step> static inline void swap_blocks(I16 *rows) {
-    const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const I16 low = (lane & step) ? lane - step + LANES : lane;
-    const I16 high = (lane & step) ? lane + LANES : lane + step;
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)
         if (!(i & step)) {
             I16 a = rows[i], b = rows[i + step];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + step] = __builtin_shuffle(a, b, high);
+            rows[i] = __builtin_shuffle(a, b, Blocks<step>::low);
+            rows[i + step] = __builtin_shuffle(a, b, Blocks<step>::high);
         }
+}
+
+// A step of summing up each of 16 vectors: at the end lane i of the first is the sum of vector i.
+template <int step> static inline void add_blocks(F16 *rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i += 2 * step)
+        rows[i] = __builtin_shuffle(rows[i], rows[i + step], Blocks<step>::low)
+                  + __builtin_shuffle(rows[i], rows[i + step], Blocks<step>::high);
 }
 
 template <class Op, class T>
@@ -350,6 +363,65 @@ template <class Op, class T> struct Tile {
         }
     }
 
+    // For few rows laying out keys and values anew takes longer than using them as they are.
+    template <int R> void score_few(long count) {
+        const T *cache = (const T *)args.keys, *coming = (const T *)args.values;
+        const long dim = args.k_dim, depth = this->depth;
+        for (long j = 0; j < count; j += LANES) {
+            F16 sums[R][LANES];
+            for (long i = 0; i < LANES; i++) {
+                prefetch(coming + slots[j + i] * width, width);
+                const T *key = cache + slots[j + i] * dim;
+                F16 row_sums[R] = {};
+                for (long d = 0; d < depth; d += LANES) {
+                    I16 part = dwords_within<Op>(key, dim, d * Op::PER_DWORD);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+                        row_sums[r] = Op::add_product(row_sums[r],
+                                                      *(I16 *)(query + r * depth + d), part);
+                }
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) sums[r][i] = row_sums[r];
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                add_blocks<1>(sums[r]), add_blocks<2>(sums[r]), add_blocks<4>(sums[r]);
+                add_blocks<8>(sums[r]);
+                store(scores + r * TILE_KEYS + j, sums[r][0]);
+            }
+        }
+    }
+
+    template <int R> void add_few(long count, long next_count) {
+        const T *cache = (const T *)args.values, *coming = (const T *)args.keys;
+        static const T zeros[PANEL] = {};
+        for (long column = 0; column < width; column += PANEL) {
+            const long vectors = std::min(PANEL, width - column) / LANES;
+            F16 added[R][PANEL / LANES] = {};
+            for (long j = 0; j < count; j += Op::PER_DWORD) {
+                const T *row = cache + slots[j] * width + column;
+                const T *next = j + 1 < count ? cache + slots[j + 1] * width + column : zeros;
+                for (long i = j; column == 0 && i < std::min(j + Op::PER_DWORD, next_count); i++)
+                    prefetch(coming + next_slots[i] * args.k_dim, args.k_dim);
+#pragma GCC unroll 4
+                for (long v = 0; v < PANEL / LANES; v++) {
+                    if (v >= vectors) break;
+                    I16 part = Op::pair_rows(row + v * LANES, next + v * LANES);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+                        added[r][v] = Op::add_product(
+                            added[r][v], I16{} + weights[(r * TILE_KEYS + j) / Op::PER_DWORD],
+                            part);
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (long v = 0; v < vectors; v++) {
+                    float *to = sums + r * width + column + v * LANES;
+                    store(to, load(to) + added[r][v]);
+                }
+        }
+    }
+
     // A row of scores into weights relative to the best score so far.
     void softmax_row(const Task &task, long row, long first, long count) {
         float *score = scores + row * TILE_KEYS, factor = args.scaling;
@@ -403,14 +475,25 @@ template <class Op, class T> struct Tile {
         for (long first = task.first_key; first < task.end_key; first += TILE_KEYS) {
             long next_count = std::min(TILE_KEYS, std::max(0L, task.end_key - first - count));
             find_slots(args, task, first + count, next_count, next_slots);
-            load_keys(count);
-            multiply<Op>({query, keys, (int32_t *)scores, depth, TILE_KEYS, TILE_KEYS, depth, true},
-                         rows, round_up(count, LANES));
-            for (long r = 0; r < rows; r++) softmax_row(task, r, first, count);
-            load_values(count, next_count);
-            multiply<Op>({weights, values, (int32_t *)sums, TILE_KEYS / Op::PER_DWORD, width, width,
-                          (count + Op::PER_DWORD - 1) / Op::PER_DWORD, false},
-                         rows, width);
+            auto softmax = [&] {
+                for (long r = 0; r < rows; r++) softmax_row(task, r, first, count);
+            };
+            switch (rows) {
+            case 1: score_few<1>(count), softmax(), add_few<1>(count, next_count); break;
+            case 2: score_few<2>(count), softmax(), add_few<2>(count, next_count); break;
+            case 3: score_few<3>(count), softmax(), add_few<3>(count, next_count); break;
+            case 4: score_few<4>(count), softmax(), add_few<4>(count, next_count); break;
+            default:
+                load_keys(count);
+                multiply<Op>({query, keys, (int32_t *)scores, depth, TILE_KEYS, TILE_KEYS, depth,
+                              true},
+                             rows, round_up(count, LANES));
+                softmax();
+                load_values(count, next_count);
+                multiply<Op>({weights, values, (int32_t *)sums, TILE_KEYS / Op::PER_DWORD, width,
+                              width, (count + Op::PER_DWORD - 1) / Op::PER_DWORD, false},
+                             rows, width);
+            }
             count = next_count;
             std::swap(slots, next_slots);
         }
@@ -533,8 +616,7 @@ extern "C" void paged_attention(const Attention *args) {
 
 // ---- Linear layers ----
 
-// Weights [N, K] are kept as panels of 64 columns, each [K dwords, 64]: what `micro` reads in order.
-static constexpr long PANEL = 4 * LANES;
+// Weights [N, K] are kept as panels, each [K dwords, PANEL]: what `micro` reads in order.
 static constexpr long CHUNK_ROWS = 120;   // of the input, for one panel: sums stay in L1
 static constexpr long CHUNK_DEPTH = 512;  // dwords: a panel's part stays in L2
 
