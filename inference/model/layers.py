@@ -1,7 +1,8 @@
 """Layers over the compiled kernels, to stand in for Hugging Face's own."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,3 +187,46 @@ class RMSNorm(nn.Module):
         arguments.num_threads = torch.get_num_threads()
         self._kernel(arguments)
         return out
+
+
+class Rotary:
+    """transformers' `apply_rotary_pos_emb`, but in place."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        kernel = cpu.kernel("rotary")
+        assert kernel is not None, "layers are only replaced where there are kernels"
+        self._kernel, self._original = kernel, original
+
+    def __call__(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **others: Any
+    ) -> tuple[Tensor, Tensor]:
+        """`q` and `k` are `[1, heads, T, D]`, `cos` and `sin` `[1, T, D]`; others are not ours."""
+        _, num_heads, num_tokens, dim = q.shape
+        tensors = (q, k, cos, sin)
+        if (
+            more
+            or others
+            or dim % 32
+            or cos.shape != (1, num_tokens, dim)
+            or any(tensor.dtype != cos.dtype or tensor.stride(-1) != 1 for tensor in tensors)
+        ):
+            return self._original(q, k, cos, sin, *more, **others)
+        cos, sin = cos.contiguous(), sin.contiguous()
+        _, query_head, query_token, _ = q.stride()
+        _, key_head, key_token, _ = k.stride()
+        self._kernel(
+            cpu.RotaryArguments(
+                *(tensor.data_ptr() for tensor in (q, k, cos, sin)),
+                num_tokens,
+                num_heads,
+                k.shape[1],
+                dim,
+                query_token,
+                query_head,
+                key_token,
+                key_head,
+                cos.dtype == torch.bfloat16,
+                torch.get_num_threads(),
+            )
+        )
+        return q, k

@@ -4,7 +4,9 @@ Hugging Face's source stays as it is: modules are replaced from outside. The ori
 freed as the packed ones are made, so this takes the memory of one more layer and no more.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +19,14 @@ from inference.model.layers import (
     LinearPart,
     PackedLinear,
     RMSNorm,
+    Rotary,
     SharedLinear,
     can_pack,
 )
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # over the same input
 MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
+ROTARY = "apply_rotary_pos_emb"
 EPS_NAMES = ("variance_epsilon", "eps")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -42,7 +46,7 @@ def optimize(model: PreTrainedModel, *, quantize: bool = False) -> int:
             else:
                 continue
             replaced += 1
-        replaced += share_siblings(module, quantize)
+        replaced += share_siblings(module, quantize) + use_fast_rotary(module, model.dtype)
         for name, child in list(module.named_children()):
             if can_pack(child, quantize=quantize):
                 setattr(module, name, PackedLinear([child], quantize=quantize))
@@ -74,6 +78,38 @@ def share_siblings(module: nn.Module, quantize: bool) -> int:
                 setattr(module, name, LinearPart(shared, index))
             replaced += len(names)
     return replaced
+
+
+def use_fast_rotary(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Let an attention module rotate with our kernel, if its own function computes the same.
+
+    The function is a global of transformers' source. What the module gets is its own `forward`,
+    over a copy of these globals: other models of the process keep theirs.
+    """
+    forward = type(module).forward
+    original = getattr(forward, "__globals__", {}).get(ROTARY)
+    if original is None or ROTARY not in forward.__code__.co_names or dtype not in TOLERANCE:
+        return False
+    rotary = Rotary(original)
+    if not same_rotation(rotary, original, dtype):
+        return False
+    scope = forward.__globals__ | {ROTARY: rotary}
+    code, name, defaults = forward.__code__, forward.__name__, forward.__defaults__
+    ours = FunctionType(code, scope, name, defaults, forward.__closure__)
+    ours.__kwdefaults__ = forward.__kwdefaults__
+    module.forward = MethodType(ours, module)
+    return True
+
+
+def same_rotation(rotary: Rotary, original: Callable[..., Any], dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 5, 64, generator=generator).to(dtype) for heads in (4, 2))
+    cos, sin = torch.randn(2, 1, 5, 64, generator=generator).to(dtype)
+    try:
+        wanted = original(q, k, cos, sin)
+        return all(map(close, rotary(q, k, cos, sin), wanted))
+    except Exception:  # it takes something else
+        return False
 
 
 def is_gated_mlp(module: nn.Module) -> bool:

@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import optimize
 from inference.model.kernels import cpu
-from inference.model.layers import GatedMLP, LinearPart, PackedLinear, SharedLinear
+from inference.model.layers import GatedMLP, LinearPart, PackedLinear, Rotary, SharedLinear
 from inference.model.loader import load_model
-from tests.inference.tiny_models import FAMILIES, make_model, save_model
+from inference.model.runner import make_runner
+from tests.inference.test_parity import continue_in_chunks, generate, random_prompt, silent
+from tests.inference.tiny_models import FAMILIES, make_config, make_model, save_model
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler")
 
@@ -130,6 +133,29 @@ def test_norms_that_do_something_else_stay():
     assert optimize.fast_norm(norm) is None  # its eps is not the one that counts
 
 
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_rotary_embedding(dtype):
+    rotary = Rotary(apply_rotary_pos_emb)
+    for num_tokens, dim in ((1, 64), (40, 128), (3, 96), (3, 80)):  # 80 is left to the original
+        fused = torch.randn(1, num_tokens, 7, dim).to(dtype).transpose(1, 2)
+        q, k = fused[:, :4], fused[:, 4:6]
+        cos, sin = torch.randn(2, 1, num_tokens, dim).to(dtype)
+        wanted = apply_rotary_pos_emb(*(tensor.float() for tensor in (q, k, cos, sin)))
+        rest = fused[:, 6:].clone()
+        for found, exact_value in zip(rotary(q, k, cos, sin), wanted, strict=True):
+            assert error(found, exact_value) < 2 * ERRORS[dtype]
+        assert torch.equal(fused[:, 6:], rest)
+
+
+def test_only_the_rotation_that_we_know_is_replaced():
+    qwen, glm = make_model("qwen3"), AutoModelForCausalLM.from_config(make_config("glm"))
+    known, own = qwen.model.layers[0].self_attn, glm.model.layers[0].self_attn
+    assert optimize.use_fast_rotary(known, torch.float32)
+    assert "forward" in vars(known)
+    assert not optimize.use_fast_rotary(own, torch.float32)  # of pairs of neighbours
+    assert not optimize.use_fast_rotary(qwen.model.layers[0].mlp, torch.float32)
+
+
 def test_mlps_that_do_something_else_stay():
     mlp = make_model("gemma2").model.layers[0].mlp
     assert not optimize.is_gated_mlp(mlp)  # GELU
@@ -156,9 +182,9 @@ def test_int8_of_a_whole_model(tmp_path):
     config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8")
     if cpu.kernel("linear_int8_f32") is None:
         with pytest.raises(ModelLoadError, match="this takes a CPU with AVX512-VNNI"):
-            load_model(config, lambda stage: None)
+            load_model(config, silent)
         return
-    layers = [m for m in load_model(config, lambda s: None).model.modules() if is_packed(m)]
+    layers = [m for m in load_model(config, silent).model.modules() if is_packed(m)]
     assert len(layers) == 3 * 3 + 1  # o_proj, gate and up, down; the head
     assert all(layer._scales is not None for layer in layers)
 
@@ -172,7 +198,7 @@ def test_what_cannot_be_quantized_is_refused(changes, tmp_path):
     save_model(tmp_path, changes.pop("family"))
     config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8", **changes)
     with pytest.raises(ModelLoadError, match="cannot be served with quantization int8"):
-        load_model(config, lambda stage: None)
+        load_model(config, silent)
 
 
 def test_a_model_that_needs_its_own_layers_gets_them_back(tmp_path, caplog):
@@ -182,8 +208,19 @@ def test_a_model_that_needs_its_own_layers_gets_them_back(tmp_path, caplog):
     config["auto_map"] = {"AutoModelForCausalLM": "odd.OddForCausalLM"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     engine_config = EngineConfig(model=str(tmp_path), device="cpu", trust_remote_code=True)
-    loaded = load_model(engine_config, lambda stage: None)
+    loaded = load_model(engine_config, silent)
     assert "runs with its own, slower layers: the paged path failed with AttributeE" in caplog.text
     assert loaded.paged
     assert type(loaded.model.model.layers[0].self_attn.q_proj) is nn.Linear
     assert loaded.model.config._attn_implementation == "nano"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_whole_model_with_heads_that_all_kernels_take(family, tmp_path):
+    oracle = save_model(tmp_path, family, head_dim=64)
+    config = EngineConfig(model=str(tmp_path), device="cpu", kv_cache_memory=2**22)
+    loaded = load_model(config, silent)
+    assert "forward" in vars(loaded.model.model.layers[0].self_attn)
+    prompts = [random_prompt(length) for length in (1, 9, 40)]
+    answers = continue_in_chunks(make_runner(loaded, config, silent), prompts, config.block_size)
+    assert answers == [generate(oracle, prompt) for prompt in prompts]

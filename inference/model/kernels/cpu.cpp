@@ -750,3 +750,35 @@ template <class T> static void rms_norm_rows(const RmsNorm &args) {
 extern "C" void rms_norm(const RmsNorm *args) {
     args->is_bf16 ? rms_norm_rows<bf16>(*args) : rms_norm_rows<float>(*args);
 }
+
+// ---- Rotary embedding ----
+
+struct Rotary {  // as in cpu.py
+    void *query, *key;      // [heads, T, dim] by strides, rotated in place
+    const void *cos, *sin;  // [T, dim]
+    int64_t num_tokens, num_heads, num_kv_heads, dim, query_token, query_head, key_token, key_head;
+    int64_t is_bf16, num_threads;
+};
+
+// x * cos + (-second half of x, first half of x) * sin
+template <class T> static void rotate_rows(const Rotary &args) {
+    const long half = args.dim / 2;
+#pragma omp parallel for num_threads(args.num_threads) if (args.num_tokens >= 16)
+    for (long t = 0; t < args.num_tokens; t++) {
+        const T *cos = (const T *)args.cos + t * args.dim, *sin = (const T *)args.sin + t * args.dim;
+        for (long h = 0; h < args.num_heads + args.num_kv_heads; h++) {
+            long k = h - args.num_heads;
+            T *row = k < 0 ? (T *)args.query + t * args.query_token + h * args.query_head
+                           : (T *)args.key + t * args.key_token + k * args.key_head;
+            for (long i = 0; i < half; i += LANES) {
+                F16 x = load(row + i), y = load(row + half + i);
+                store(row + i, x * load(cos + i) - y * load(sin + i));
+                store(row + half + i, y * load(cos + half + i) + x * load(sin + half + i));
+            }
+        }
+    }
+}
+
+extern "C" void rotary(const Rotary *args) {
+    args->is_bf16 ? rotate_rows<bf16>(*args) : rotate_rows<float>(*args);
+}

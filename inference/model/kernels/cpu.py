@@ -79,6 +79,12 @@ NormArguments = structure(
     "outer inner outer_stride inner_stride size is_bf16 num_threads",
     "eps offset",
 )
+RotaryArguments = structure(
+    "Rotary",
+    "query key cos sin",
+    "num_tokens num_heads num_kv_heads dim query_token query_head key_token key_head "
+    "is_bf16 num_threads",
+)
 
 
 def can_attend(keys: Tensor, values: Tensor) -> bool:
