@@ -13,7 +13,9 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -21,6 +23,7 @@ from inference.model.inputs import ModelInputs
 from inference.model.kernels import cpu
 
 NAME = "nano"
+IntArray = NDArray[np.int64]
 MAX_TILE_SCORES = 2**22  # per head: bounds the score matrix of the reference
 
 
@@ -64,13 +67,12 @@ class AttentionContext:
     def of(cls, inputs: ModelInputs, layers: list[LayerCache]) -> Self:
         """Lay out a run. Every block table must reach up to its context length."""
         block_size, device = layers[0].block_size, layers[0].keys.device
-        counts = torch.tensor(inputs.counts)
-        context_lens = torch.tensor(inputs.context_lens)
-        cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        seqs = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        positions = torch.arange(len(seqs)) + (context_lens - cu_seqlens[1:])[seqs]
+        counts, context_lens = np.array(inputs.counts), np.array(inputs.context_lens)
+        cu_seqlens = np.concatenate([[0], counts.cumsum()])
+        seqs = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(len(seqs)) + (context_lens - cu_seqlens[1:])[seqs]
         block_tables = pad_tables(inputs, block_size)
-        tensors = (
+        arrays = (
             positions,
             cu_seqlens,
             context_lens,
@@ -78,7 +80,8 @@ class AttentionContext:
             block_tables[seqs, positions // block_size],
             positions % block_size,
         )
-        return cls(inputs, layers, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+        tensors = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+        return cls(inputs, layers, *tensors)
 
     @cached_property
     def kernel(self) -> cpu.PagedAttention:
@@ -126,12 +129,12 @@ def tile_bounds(inputs: ModelInputs) -> Iterator[tuple[int, int, int, int]]:
         first = end
 
 
-def pad_tables(inputs: ModelInputs, block_size: int) -> Tensor:
-    """Block tables as one tensor, `[S, most blocks in use]`."""
+def pad_tables(inputs: ModelInputs, block_size: int) -> IntArray:
+    """Block tables as one array, `[S, most blocks in use]`."""
     used = [-(-context_len // block_size) for context_len in inputs.context_lens]
     width = max(used)
     tables = zip(inputs.block_tables, used, strict=True)
-    return torch.tensor([table[:num] + [0] * (width - num) for table, num in tables])
+    return np.array([table[:num] + [0] * (width - num) for table, num in tables], dtype=np.int64)
 
 
 class _Current(threading.local):

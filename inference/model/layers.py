@@ -10,26 +10,32 @@ from torch import Tensor, nn
 from inference.model.kernels import cpu
 
 PANEL = 64  # output columns that lie together in memory, as cpu.cpp wants them
-SYMBOLS = {torch.float32: "linear_f32", torch.bfloat16: "linear_bf16"}
-QUANTIZED_SYMBOLS = {torch.float32: "linear_int8_f32", torch.bfloat16: "linear_int8_bf16"}
+NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class PackedLinear(nn.Module):
     """One or more linear layers over the same input, in the order in which memory is read.
 
     With `gated` there are two, x and y, and the answer is silu(x) * y. With `quantize` weights are
-    int8 with a scale per output column, and inputs become int8 with a scale per row.
+    int8 with a scale per output column, and inputs become int8 with a scale per row. `out_dtype`
+    is that of the weights, or float32.
     """
 
     def __init__(
-        self, linears: Sequence[nn.Linear], *, gated: bool = False, quantize: bool = False
+        self,
+        linears: Sequence[nn.Linear],
+        *,
+        gated: bool = False,
+        quantize: bool = False,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         weights = [linear.weight.detach() for linear in linears]
         self.in_features = linears[0].in_features
         self.out_features = sum(len(weight) for weight in weights) // (2 if gated else 1)
         self.dtype = weights[0].dtype
-        kernel = kernel_for(self.dtype, quantize)
+        self._out_dtype = out_dtype or self.dtype
+        kernel = kernel_for(self.dtype, quantize, self._out_dtype)
         assert kernel is not None, "only what can_pack is packed"
         self._kernel = kernel
         arrange = interleave if gated else stack
@@ -58,7 +64,7 @@ class PackedLinear(nn.Module):
         if x.dtype != self.dtype or x.shape[-1] != self.in_features:
             raise TypeError(f"{x.dtype} {tuple(x.shape)} for a layer of {self.dtype}")
         x = x.contiguous()
-        out = x.new_empty(*x.shape[:-1], self.out_features)
+        out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         arguments = cpu.LinearArguments.from_buffer_copy(self._arguments)  # threads share the layer
         arguments.input, arguments.out = x.data_ptr(), out.data_ptr()
         arguments.rows = x.numel() // self.in_features
@@ -77,9 +83,13 @@ def can_pack(linear: nn.Module, *, quantize: bool = False) -> bool:
     )
 
 
-def kernel_for(dtype: torch.dtype, quantize: bool) -> cpu.Kernel | None:
+def kernel_for(
+    dtype: torch.dtype, quantize: bool, out_dtype: torch.dtype | None = None
+) -> cpu.Kernel | None:
     """The kernel for weights of that kind, if this CPU has the instructions for it."""
-    return cpu.kernel((QUANTIZED_SYMBOLS if quantize else SYMBOLS).get(dtype, ""))
+    name = NAMES.get(dtype, "none")
+    weights = "int8" if quantize else name
+    return cpu.kernel(f"linear_{weights}_{name}_{NAMES.get(out_dtype or dtype)}")
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ def optimize(model: PreTrainedModel, *, quantize: bool = False) -> int:
     if cpu.library() is None:
         return 0
     replaced = 0
+    head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if is_gated_mlp(child) and packable(child, MLP_PARTS, quantize):
@@ -49,7 +50,10 @@ def optimize(model: PreTrainedModel, *, quantize: bool = False) -> int:
         replaced += share_siblings(module, quantize) + use_fast_rotary(module, model.dtype)
         for name, child in list(module.named_children()):
             if can_pack(child, quantize=quantize):
-                setattr(module, name, PackedLinear([child], quantize=quantize))
+                # Logits are wanted as float32: rounding them would only be undone
+                out_dtype = torch.float32 if child is head else None
+                packed = PackedLinear([child], quantize=quantize, out_dtype=out_dtype)
+                setattr(module, name, packed)
                 replaced += 1
     return replaced
 

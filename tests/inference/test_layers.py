@@ -83,6 +83,14 @@ def test_int8_linear(dtype, sizes):
         assert error(packed(x), torch.cat([exact(layer, x) for layer in layers], -1)) < 0.02
 
 
+def test_logits_are_not_rounded():
+    (layer, _) = make_linears(torch.bfloat16, (1040, 130))
+    x = torch.randn(3, 1040).bfloat16()
+    out = PackedLinear([layer], out_dtype=torch.float32)(x)
+    assert out.dtype == torch.float32
+    assert error(out, exact(layer, x)) < 1e-6
+
+
 def test_a_packed_layer_refuses_what_does_not_fit():
     packed = PackedLinear(make_linears(torch.float32, (64, 64)))
     for wrong in (torch.zeros(1, 64).bfloat16(), torch.zeros(1, 32)):
@@ -180,7 +188,7 @@ def test_no_linear_layer_of_a_family_is_left(family):
 def test_int8_of_a_whole_model(tmp_path):
     save_model(tmp_path, "qwen3")
     config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8")
-    if cpu.kernel("linear_int8_f32") is None:
+    if cpu.kernel("linear_int8_f32_f32") is None:
         with pytest.raises(ModelLoadError, match="this takes a CPU with AVX512-VNNI"):
             load_model(config, silent)
         return

@@ -670,7 +670,7 @@ template <class T> static void finish_row(const Linear &args, const F16 *sums, l
         }
 }
 
-template <class Op, class T, bool is_int8>
+template <class Op, class T, class Out, bool is_int8>
 static void linear(const Linear &args) {
     if (args.rows == 0) return;
     long num_chunks = (args.rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
@@ -705,19 +705,24 @@ static void linear(const Linear &args) {
                         F16 scale = load(args.scales + column + c * LANES) * scales[first + r];
                         row[c] = __builtin_convertvector((I16)row[c] - offset, F16) * scale;
                     }
-                finish_row<T>(args, row, first + r, column);
+                finish_row<Out>(args, row, first + r, column);
             }
         }
     }
 }
 
-extern "C" void linear_f32(const Linear *args) { linear<Floats, float, false>(*args); }
+// Named by weights, input and output.
+#define LINEAR(name, Op, T, Out, is_int8) \
+    extern "C" void name(const Linear *args) { linear<Op, T, Out, is_int8>(*args); }
+LINEAR(linear_f32_f32_f32, Floats, float, float, false)
 #ifdef __AVX512BF16__
-extern "C" void linear_bf16(const Linear *args) { linear<Pairs, bf16, false>(*args); }
+LINEAR(linear_bf16_bf16_bf16, Pairs, bf16, bf16, false)
+LINEAR(linear_bf16_bf16_f32, Pairs, bf16, float, false)
 #endif
 #ifdef __AVX512VNNI__
-extern "C" void linear_int8_f32(const Linear *args) { linear<Quads, float, true>(*args); }
-extern "C" void linear_int8_bf16(const Linear *args) { linear<Quads, bf16, true>(*args); }
+LINEAR(linear_int8_f32_f32, Quads, float, float, true)
+LINEAR(linear_int8_bf16_bf16, Quads, bf16, bf16, true)
+LINEAR(linear_int8_bf16_f32, Quads, bf16, float, true)
 #endif
 
 // ---- Normalization ----
