@@ -14,7 +14,14 @@ from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import optimize
 from inference.model.kernels import cpu
-from inference.model.layers import GatedMLP, LinearPart, PackedLinear, Rotary, SharedLinear
+from inference.model.layers import (
+    GatedMLP,
+    LinearPart,
+    PackedLinear,
+    Rotary,
+    SharedLinear,
+    kernel_for,
+)
 from inference.model.loader import load_model
 from inference.model.runner import make_runner
 from tests.inference.test_parity import continue_in_chunks, generate, random_prompt, silent
@@ -59,6 +66,8 @@ def exact(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_linear(dtype, sizes, bias):
+    if kernel_for(dtype, quantize=False) is None:
+        pytest.skip("needs AVX512-BF16")
     layers = make_linears(dtype, sizes, bias=bias)
     packed, gated = PackedLinear(layers), PackedLinear(layers, gated=True)
     for num_rows in NUM_ROWS:
@@ -84,6 +93,8 @@ def test_int8_linear(dtype, sizes):
 
 
 def test_logits_are_not_rounded():
+    if kernel_for(torch.bfloat16, quantize=False) is None:
+        pytest.skip("needs AVX512-BF16")
     (layer, _) = make_linears(torch.bfloat16, (1040, 130))
     x = torch.randn(3, 1040).bfloat16()
     out = PackedLinear([layer], out_dtype=torch.float32)(x)
