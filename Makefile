@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lm-eval node recovery benchmark lint format docs clean
+.PHONY: help serve test triton lm-eval node recovery benchmark lint format docs clean
 
 # --name "value" if the variable stands on make's command line. Only there: a HOST, for one, is in
 # many an environment and means something else.
@@ -21,6 +21,10 @@ serve: .venv/.requirements ## start the server: MODEL=, PORT=, HOST=, ARGS="--mo
 
 test: .venv/.requirements-dev ## run all tests, or ARGS="tests/test_settings.py -k flag"
 	.venv/bin/python -m pytest $(ARGS)
+
+triton: .venv/.requirements-dev ## test the GPU's kernels, without a GPU in Triton's interpreter
+	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements-triton.txt
+	.venv/bin/python -m pytest tests/inference/test_triton_attention.py $(ARGS)
 
 lm-eval: .venv/.requirements-dev ## score the demo model with lm-eval over HTTP, beside transformers
 	.venv/bin/python -m pip install $(PIP_ARGS) 'lm-eval[api]==0.4.13'

@@ -6,8 +6,8 @@
 
 A decode step has to read all weights and the keys and values of its contexts: those bytes per
 second are compared with what the memory can do, measured beside each case. A prompt has to be
-multiplied: its arithmetic is compared with a single large product. Needs torch and transformers,
-and no Django.
+multiplied: its arithmetic is compared with a single large product. On one thread of a CPU times are
+the thread's own, which other processes disturb less. Needs torch and transformers, and no Django.
 """
 
 import argparse
@@ -57,6 +57,7 @@ class TimedRunner:
 
     runner: Runner
     device: str
+    clock: Callable[[], float]
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -64,10 +65,10 @@ class TimedRunner:
         return self.runner.num_blocks
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        began = time.perf_counter()
+        began = self.clock()
         logits = self.runner.forward(inputs)
         synchronize(self.device)
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(self.clock() - began)
         return logits
 
 
@@ -89,7 +90,9 @@ class Bench:
             raise SystemExit(f"{config.model} does not run in batches: measure it with serve.py")
         runner = make_runner(loaded, config, say)
         runner.warmup()
-        timed = TimedRunner(runner, loaded.device.type)
+        on_one_thread = loaded.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if on_one_thread else time.perf_counter
+        timed = TimedRunner(runner, loaded.device.type, clock)
         limits = EngineLimits(
             max_model_len=runner.max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -129,9 +132,10 @@ class Bench:
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step, and of the model in it."""
-        began = time.perf_counter()
+        clock = self.runner.clock
+        began = clock()
         self.core.step()
-        return time.perf_counter() - began, self.runner.seconds[-1]
+        return clock() - began, self.runner.seconds[-1]
 
     def cache_bytes(self, context: int) -> int:
         """Keys and values that one token at the end of a context looks at."""
@@ -318,6 +322,7 @@ def parse() -> argparse.Namespace:
     add("--model", default="tiny", help="a shape of make_model, or a folder with a checkpoint")
     add("--models", type=Path, default=MODELS, help="where made checkpoints are kept")
     add("--device", default="auto")
+    add("--threads", type=int, help="of the CPU; with 1 its own time counts, not the clock's")
     add("--batch", type=numbers, default=[1, 8], help="sequences that decode: 1,8,32")
     add("--context", type=numbers, default=[128], help="tokens before each: 128,1024")
     add("--steps", type=int, default=16, help="decode steps of each case")
@@ -347,6 +352,7 @@ def row(found: Record) -> list[str]:
 
 def main() -> None:
     args = parse()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     is_folder = "/" in args.model or Path(args.model).is_dir()
     folder = args.model if is_folder else str(find_or_make(args.model, folder=args.models))
     config = engine_config(args, folder)

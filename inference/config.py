@@ -47,6 +47,11 @@ class EngineConfig:
         "Type of the weights: auto takes the checkpoint's, and float32 where bfloat16 is slow.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str | None = setting(
+        None,
+        "Smaller, faster weights, a little less exact: int8 on a CPU that has AVX512-VNNI.",
+        choices=("int8",),
+    )
     max_model_len: int | None = setting(
         None, "Longest prompt and answer together; the model's own limit by default.", minimum=16
     )
@@ -67,6 +72,10 @@ class EngineConfig:
         0.9, "Share of the GPU's memory that the server may use.", minimum=0.05, maximum=1.0
     )
     block_size: int = setting(32, "Tokens in one KV cache block.", minimum=1, maximum=1024)
+    enforce_eager: bool = setting(
+        True,
+        "On a GPU, no torch.compile and no CUDA graphs. To run with them has not been tried yet.",
+    )
     enable_prefix_caching: bool = setting(True, "Reuse the KV cache of common prefixes.")
     speculative: str = setting(
         "none",

@@ -1,12 +1,15 @@
 """Who answers which HTTP path: the API without middleware, everything else with all of it."""
 
+import asyncio
+
 from channels.routing import URLRouter
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
-from django.core.handlers.asgi import ASGIHandler
+from django.core.exceptions import RequestAborted
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import HttpRequest, HttpResponseBase
-from django.urls import path, re_path
+from django.urls import path, re_path, set_script_prefix
 
 from nanollmserve_site.guard import Application, Message, Receive, Send
 from openai_api.protocol.sse import Pinging
@@ -23,6 +26,33 @@ class ApiHandler(ASGIHandler):
         self._exception_middleware: list[object] = []
         self._answer = convert_exception_to_response(self._check_host_and_answer)
         self._middleware_chain = self._answer_with_headers
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Django's, without its signals, for which each request would start a thread."""
+        try:
+            body = await self.read_body(receive)
+        except RequestAborted:
+            return
+        with body:
+            set_script_prefix(get_script_prefix(scope))
+            request, refusal = self.create_request(scope, body)
+            if request is None:
+                await self.send_response(refusal, send)
+                return
+            answering = asyncio.create_task(self._answer_to(request, send))
+            leaving = asyncio.create_task(receive())
+            try:
+                await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                left = not answering.done()
+                answering.cancel()
+                leaving.cancel()
+                await asyncio.gather(answering, leaving, return_exceptions=True)
+            if not left:
+                answering.result()
+
+    async def _answer_to(self, request: ASGIRequest, send: Send) -> None:
+        await self.send_response(await self.run_get_response(request), send)
 
     async def _answer_with_headers(self, request: HttpRequest) -> HttpResponseBase:
         response = await self._answer(request)

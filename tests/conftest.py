@@ -17,3 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # more only wait for each other on so littl
 os.environ["PYTHON_DOTENV_DISABLED"] = "true"  # a developer's .env
 os.environ["DJANGO_SETTINGS_MODULE"] = "nanollmserve_site.settings"
 django.setup()
+
+
+def pytest_configure() -> None:
+    """Without a GPU Triton interprets its kernels: it decides on that when it is imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"

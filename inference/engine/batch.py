@@ -40,6 +40,13 @@ class Batch:
         self.counts.append(count + len(draft))
         self.drafts.append(draft)
 
+    def halves(self) -> list["Batch"]:
+        middle = len(self.seqs) // 2
+        return [
+            Batch(self.seqs[part], self.counts[part], self.drafts[part])
+            for part in (slice(middle), slice(middle, None))
+        ]
+
     @property
     def sampled(self) -> list[int]:
         """Indices of the sequences whose last known token is in this run."""

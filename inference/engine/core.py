@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from inference.engine.batch import Batch
@@ -106,19 +107,12 @@ class EngineCore:
     def step(self) -> list[Output]:
         """Advance every scheduled sequence by one model run; empty when there is nothing to do.
 
-        A run that raises costs the sequences of its batch and nothing else.
+        A run that raises is tried again in halves: it costs the sequence that cannot be computed,
+        or nobody, if there was only too little memory for all at once.
         """
         refused, self._refused = self._refused, []
         batch = self.scheduler.schedule()
-        if not batch:
-            return refused
-        try:
-            outputs = self._run(batch)
-        except Exception:
-            logger.exception("a step with %d sequences failed", len(batch.seqs))
-            outputs = [self._fail(seq) for seq in batch.seqs]
-        self._num_steps += 1
-        return refused + outputs
+        return refused + self._run(batch) if batch else refused
 
     @property
     def has_work(self) -> bool:
@@ -141,11 +135,37 @@ class EngineCore:
         )
 
     def _run(self, batch: Batch) -> list[Output]:
+        try:
+            sampled = self._compute(batch)
+        except Exception as exc:
+            if isinstance(exc, torch.OutOfMemoryError):
+                self._need_less_memory()
+            if len(batch.seqs) > 1:
+                logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
+                return [output for half in batch.halves() for output in self._run(half)]
+            logger.exception("a sequence failed")
+            return [self._fail(seq) for seq in batch.seqs]
+        self._num_steps += 1
+        return self._take_over(batch, sampled)
+
+    def _compute(self, batch: Batch) -> sampler.Sampled:
+        """Run the model. No sequence has moved on if this raises."""
         rows = batch.rows()
         logits = self._runner.forward(batch.model_inputs())
         self._score_prompts(batch, logits[len(rows) :])
-        token_ids, logprobs = sampler.sample(logits[: len(rows)], rows)
+        return sampler.sample(logits[: len(rows)], rows)
 
+    def _need_less_memory(self) -> None:
+        """From now on compute fewer tokens at once."""
+        torch.cuda.empty_cache()
+        scheduler = self.scheduler
+        budget = max(scheduler.max_num_batched_tokens // 2, scheduler.max_num_seqs)
+        if budget < scheduler.max_num_batched_tokens:
+            logger.error("out of memory: only %d tokens in one step from now on", budget)
+            scheduler.max_num_batched_tokens = budget
+
+    def _take_over(self, batch: Batch, sampled: sampler.Sampled) -> list[Output]:
+        token_ids, logprobs = sampled
         outputs: list[Output] = []
         ended: list[Sequence] = []
         start = 0

@@ -1,7 +1,7 @@
 """One prompt being continued: its tokens, its progress and its blocks."""
 
 import hashlib
-import os
+import random
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,8 @@ from inference.request import (
     SamplingParams,
     TokenLogprob,
 )
+
+_noise = random.Random()  # seeded by the system; nothing here has to be secret
 
 
 @dataclass(slots=True)
@@ -118,7 +120,7 @@ class Sequence:
         """
         seed = self.params.seed
         if seed is None:
-            return int.from_bytes(os.urandom(8), "little")
+            return _noise.getrandbits(64)
         prompt = np.asarray(self.request.prompt_token_ids, dtype=np.uint32).tobytes()
         digest = hashlib.sha256(seed.to_bytes(16, "little", signed=True) + prompt).digest()
         return int.from_bytes(digest[:8], "little")

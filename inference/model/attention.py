@@ -5,115 +5,22 @@ A module whose attention implementation is "nano" hands its queries, keys and va
 from the context that the runner sets around the model run.
 """
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
-from typing import NamedTuple, Self
+from functools import cache as cached
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from inference.model.inputs import ModelInputs
+from inference.model.context import AttentionContext, LayerCache
+
+logger = logging.getLogger(__name__)
 
 NAME = "nano"
-MAX_TILE_SCORES = 2**22  # per head: bounds the score matrix of the reference
-
-
-class Tile(NamedTuple):
-    """Equally many query rows of several sequences, attended to in one go."""
-
-    rows: Tensor  # [S * C] rows of the flattened input
-    positions: Tensor  # [S, C] of these rows in their sequences
-    block_tables: Tensor  # [S, B]
-
-
-@dataclass(slots=True)
-class LayerCache:
-    """Keys and values of one layer: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
-
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def block_size(self) -> int:
-        return int(self.keys.shape[2])
-
-
-@dataclass
-class AttentionContext:
-    """One model run over T new tokens of S sequences, as tensors on the model's device."""
-
-    inputs: ModelInputs
-    layers: list[LayerCache]
-    positions: Tensor  # [T]
-    cu_seqlens: Tensor  # [S + 1] where each sequence's rows start
-    context_lens: Tensor  # [S]
-    block_tables: Tensor  # [S, B], padded with block 0
-    slot_blocks: Tensor  # [T] block of each new token
-    slot_offsets: Tensor  # [T] and its place in there
-
-    @classmethod
-    def of(cls, inputs: ModelInputs, layers: list[LayerCache]) -> Self:
-        """Lay out a run. Every block table must reach up to its context length."""
-        block_size, device = layers[0].block_size, layers[0].keys.device
-        counts = torch.tensor(inputs.counts)
-        context_lens = torch.tensor(inputs.context_lens)
-        cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        seqs = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        positions = torch.arange(len(seqs)) + (context_lens - cu_seqlens[1:])[seqs]
-        block_tables = pad_tables(inputs, block_size)
-        tensors = (
-            positions,
-            cu_seqlens,
-            context_lens,
-            block_tables,
-            block_tables[seqs, positions // block_size],
-            positions % block_size,
-        )
-        return cls(inputs, layers, *(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-    @cached_property
-    def tiles(self) -> list[Tile]:
-        """The run cut into pieces for `paged_attention_reference`."""
-        return [self._tile(*bounds) for bounds in tile_bounds(self.inputs)]
-
-    def _tile(self, first: int, last: int, start: int, stop: int) -> Tile:
-        starts = self.cu_seqlens[first:last, None]
-        rows = starts + torch.arange(start, stop, device=starts.device)
-        num_blocks = -(-max(self.inputs.context_lens[first:last]) // self.layers[0].block_size)
-        return Tile(
-            rows.flatten(), self.positions[rows], self.block_tables[first:last, :num_blocks]
-        )
-
-
-def tile_bounds(inputs: ModelInputs) -> Iterator[tuple[int, int, int, int]]:
-    """Sequences [first, last) and of each the new tokens [start, stop).
-
-    Neighbours with equally many new tokens go together, so all decode rows are one tile, as long
-    as their scores stay within `MAX_TILE_SCORES`.
-    """
-    first = 0
-    for count, members in groupby(inputs.counts):
-        end = first + len(list(members))
-        longest = max(inputs.context_lens[first:end])
-        num_seqs = max(1, MAX_TILE_SCORES // (longest * count))
-        num_rows = max(1, MAX_TILE_SCORES // longest)
-        for begin in range(first, end, num_seqs):
-            for start in range(0, count, num_rows):
-                yield begin, min(begin + num_seqs, end), start, min(start + num_rows, count)
-        first = end
-
-
-def pad_tables(inputs: ModelInputs, block_size: int) -> Tensor:
-    """Block tables as one tensor, `[S, most blocks in use]`."""
-    used = [-(-context_len // block_size) for context_len in inputs.context_lens]
-    width = max(used)
-    tables = zip(inputs.block_tables, used, strict=True)
-    return torch.tensor([table[:num] + [0] * (width - num) for table, num in tables])
 
 
 class _Current(threading.local):
@@ -152,24 +59,62 @@ def nano_attention(
     `query` is `[1, H, T, D]`, `key` and `value` `[1, KH, T, D]`; the answer is `[1, T, H, D]`.
     There is no mask: transformers builds none for an implementation it does not know.
     """
-    context = _current.context
-    if context is None:
-        raise RuntimeError("a model with paged attention ran outside of attending()")
-    cache = context.layers[int(module.layer_idx)]
-    store(cache, key[0], value[0], context)
-    out = paged_attention_reference(
-        query[0].transpose(0, 1),
-        cache,
-        context,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    run = compiled_attention if torch.compiler.is_compiling() else attention
+    features = (scaling, sliding_window, softcap, s_aux)
+    run(query[0], key[0], value[0], out, int(module.layer_idx), *features)
     return out[None], None
 
 
 AttentionInterface.register(NAME, nano_attention)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    layer: int,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    """Fill `out`, `[T, H, V]`, with what `nano_attention` answers, by the device's kernels."""
+    context = _current.context
+    if context is None:
+        raise RuntimeError("a model with paged attention ran outside of attending()")
+    cache = context.layers[layer]
+    features: dict[str, Any] = {
+        "scaling": scaling,
+        "sliding_window": sliding_window,
+        "softcap": softcap,
+        "sinks": sinks,
+    }
+    if cache.has_kernel:
+        context.kernel(query, key, value, cache.keys, cache.values, **features, out=out)
+    elif query.is_cuda and (kernel := gpu_attention()):
+        kernel(query.transpose(0, 1), key, value, cache, context, **features, out=out)
+    else:
+        store(cache, key, value, context)
+        rows = query.transpose(0, 1)
+        out.copy_(paged_attention_reference(rows, cache, context, **features))
+
+
+# Compilers do not look inside: the caches, which change with every run, are no part of their graph.
+compiled_attention = torch.library.custom_op("nano::attention", attention, mutates_args=("out",))
+
+
+@cached
+def gpu_attention() -> Callable[..., Tensor] | None:
+    """The attention of GPUs, if triton is there. torch brings it, but not on every system."""
+    try:
+        from inference.model.kernels.triton_attention import paged_attention_triton
+    except ImportError as error:
+        logger.warning("There is no triton (%s): attention on the GPU will be slow.", error)
+        return None
+    return paged_attention_triton
 
 
 def store(cache: LayerCache, key: Tensor, value: Tensor, context: AttentionContext) -> None:

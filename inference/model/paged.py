@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inference.model.attention import AttentionContext, LayerCache, attending
+from inference.model.attention import attending
+from inference.model.context import AttentionContext, LayerCache
 from inference.model.inputs import ModelInputs
 
 
@@ -54,9 +55,14 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 
 
 @torch.inference_mode()
-def forward_paged(model: PreTrainedModel, inputs: ModelInputs, caches: list[LayerCache]) -> Tensor:
+def forward_paged(
+    model: PreTrainedModel,
+    inputs: ModelInputs,
+    caches: list[LayerCache],
+    max_model_len: int | None = None,
+) -> Tensor:
     """Float32 logits `[len(inputs.logit_rows), vocab_size]`; the new keys and values are cached."""
-    context = AttentionContext.of(inputs, caches)
+    context = AttentionContext.of(inputs, caches, max_model_len)
     with attending(context):
         output = model(
             input_ids=torch.tensor([inputs.token_ids], device=model.device),

@@ -12,6 +12,7 @@ from torch import Tensor
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import parity
+from inference.model.cuda_graphs import DecodeGraphs
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel
 from inference.model.memory import cache_memory, readable
@@ -31,6 +32,9 @@ class ModelRunner:
         self, loaded: LoadedModel, config: EngineConfig, report: Callable[[str], None]
     ) -> None:
         self._model = loaded.model
+        self._graphs: DecodeGraphs | None = None
+        self._accelerated = loaded.device.type == "cuda" and not config.enforce_eager
+        self._max_num_seqs = config.max_num_seqs
         self.num_blocks, self.max_model_len = size_cache(loaded, config)
         self.kv_cache_bytes = self.num_blocks * block_bytes(loaded, config)
         if self.max_model_len < loaded.max_model_len:
@@ -45,14 +49,34 @@ class ModelRunner:
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Float32 logits `[len(inputs.logit_rows), vocab_size]`."""
-        return forward_paged(self._model, inputs, self._caches)
+        if self._graphs is not None and (logits := self._graphs.forward(inputs)) is not None:
+            return logits
+        return forward_paged(self._model, inputs, self._caches, self.max_model_len)
+
+    def _accelerate(self) -> None:
+        """Compile the model and record its graphs, as far as it allows."""
+        compiled = torch.compile(self._model, fullgraph=True, dynamic=True)
+        for model in (compiled, self._model):
+            try:
+                graphs = DecodeGraphs(model, self._caches, self._max_num_seqs, self.max_model_len)
+                graphs.record()
+            except Exception:  # of a compiler, anything
+                kind = "CUDA graphs" if model is self._model else "torch.compile"
+                logger.warning("The model runs without %s, which failed:", kind, exc_info=True)
+            else:
+                self._model, self._graphs = model, graphs
+                return
 
     def warmup(self) -> None:
         """Run once, so that the first request does not pay for what torch sets up lazily."""
-        prompt = ModelInputs([0] * 8, [8], [8], [[0] * 8], [7], [0])
-        decode = ModelInputs([0] * 2, [1, 1], [1, 1], [[0], [0]], [0, 1], [0, 1])
-        for inputs in (prompt, decode):
-            self.forward(inputs)
+        if self._accelerated:
+            self._accelerate()
+        # On a GPU also once at a length for which kernels are compiled otherwise
+        lengths = (8, 512) if self._model.device.type == "cuda" else (8,)
+        for length in (min(length, self.max_model_len) for length in lengths):
+            blocks = [0] * length
+            self.forward(ModelInputs(blocks, [length], [length], [blocks], [length - 1], [0]))
+        self.forward(ModelInputs([0] * 2, [1, 1], [1, 1], [[0], [0]], [0, 1], [0, 1]))
 
 
 class SequentialRunner:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from inference.errors import InvalidPrompt
@@ -28,20 +29,25 @@ def render(tokenizer: Any, messages: list[Message], options: Mapping[str, Any]) 
         messages = _with_instructions(messages, options.pop("tools", None))
     if "tool" not in template:
         messages = [_as_plain_text(message) for message in messages]
-    readings = [_known_roles(template, messages)]
-    readings.append(_merge_system(readings[0]))
-    readings.append(_arguments_as_text(readings[1]))
+    messages = _known_roles(template, messages)
     first_error: Exception | None = None
-    for reading in readings:
+    for readings in ((), (_merge_system,), (_merge_system, _arguments_as_text)):
         try:
-            return tokenizer.apply_chat_template(reading, tokenize=False, **options)
+            read = reduce(lambda messages, reading: reading(messages), readings, messages)
+            return tokenizer.apply_chat_template(read, tokenize=False, **options)
         except Exception as exc:  # a template is a program: it may divide by zero
             first_error = first_error or exc
     raise InvalidPrompt(f"The model's chat template refused the messages: {first_error}")
 
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Text to token ids. A rendered template already holds its special tokens."""
+    """Text to token ids. A rendered template already holds its special tokens.
+
+    A fast tokenizer is asked itself, unless it would cut or pad; see `detokenizer.decode`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.truncation is None and backend.padding is None:
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
     return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 

@@ -257,6 +257,10 @@ class OutputParser:
 
     def _until(self, pattern: Pattern, kind: str, pieces: list[Piece]) -> Any:
         """Emit what certainly comes before the pattern. Its match, taken away, once it is whole."""
+        if pattern is NOTHING:
+            self._emit(pieces, kind, self._held)
+            self._held = ""
+            return None
         match = pattern.search(self._held, partial=True)
         start, end = match.span() if match else (len(self._held), len(self._held))
         self._emit(pieces, kind, self._held[:start])
@@ -312,6 +316,9 @@ class OutputParser:
         self._gap, self._held, self._state = "", self._held[1:], self._text
 
 
+NOTHING = regex.compile("(?!)")  # to watch for
+
+
 class _Patterns(NamedTuple):
     opening: Pattern
     closing: Pattern
@@ -339,8 +346,7 @@ def _compile(reasoning: Reasoning | None, calls: Calls | None) -> _Patterns:
     return _Patterns(
         opening=pattern(reasoning.opening if reasoning else ""),
         closing=pattern(reasoning.closing if reasoning else ""),
-        # nothing to watch for: what never matches
-        watch=pattern(rf"\s{{0,16}}(?:{watch})" if watch else r"(?!)"),
+        watch=pattern(rf"\s{{0,16}}(?:{watch})") if watch else NOTHING,
         bare=pattern(calls.bare if calls else ""),
         head=pattern(calls.head if calls else ""),
         tail=pattern(calls.tail if calls else ""),

@@ -4,6 +4,7 @@ import json
 import re
 
 from openai_api.errors import InvalidRequest
+from openai_api.policies.parsers import load_json
 from openai_api.sealed import unseal
 from openai_api.tools import CUSTOM_INPUT, shown_name
 
@@ -98,8 +99,8 @@ def _add_call(turn: dict, item: dict) -> None:
 def _arguments(text: str) -> dict:
     """What a call of ours was cut in is no JSON, but it was said."""
     try:
-        value = json.loads(text or "{}")
-    except ValueError:
+        value = load_json(text or "{}")
+    except (ValueError, RecursionError):
         return {"": text}
     return value if isinstance(value, dict) else {"": value}
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.model import attention
-from inference.model.attention import AttentionContext, LayerCache, paged_attention_reference
+from inference.model import attention, context
+from inference.model.attention import paged_attention_reference
+from inference.model.context import AttentionContext, LayerCache
 from inference.model.inputs import ModelInputs
 
 K_DIM, V_DIM = 8, 6
@@ -113,9 +114,9 @@ def test_chunks_between_decodes():
 
 
 def test_long_runs_are_cut_into_tiles(monkeypatch):
-    monkeypatch.setattr(attention, "MAX_TILE_SCORES", 32)
+    monkeypatch.setattr(context, "MAX_TILE_SCORES", 32)
     inputs = make_inputs([1, 1, 1, 8], [12, 12, 20, 8], [[]] * 4)
-    tiles = list(attention.tile_bounds(inputs))
+    tiles = list(context.tile_bounds(inputs))
     assert tiles == [(0, 1, 0, 1), (1, 2, 0, 1), (2, 3, 0, 1), (3, 4, 0, 4), (3, 4, 4, 8)]
     check([1, 1, 1, 1, 13, 13], [5, 6, 20, 3, 13, 40])
 
@@ -131,5 +132,7 @@ def test_overflow_of_one_sequence_does_not_reach_the_next_owner_of_its_block():
 
 
 def test_a_paged_model_refuses_to_run_without_a_context():
+    module = torch.nn.Identity()
+    module.layer_idx = 0
     with pytest.raises(RuntimeError, match="outside of attending"):
-        attention.nano_attention(torch.nn.Identity(), *[torch.zeros(1, 1, 1, 4)] * 3)
+        attention.nano_attention(module, *[torch.zeros(1, 1, 1, 4)] * 3)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 
 from inference.engine.core import EngineCore
 from inference.errors import EngineFailed
@@ -219,3 +220,44 @@ def test_who_waits_goes_on_alone_when_the_other_leaves():
     core.abort("leaves")
 
     assert drain(core) == {"stays": naive(prompt, 4)}
+
+
+def fail_on(core: EngineCore, poison: int, error: type[Exception] = RuntimeError) -> list[int]:
+    """Let each run with this token, or with more than two sequences if it is 0, fail."""
+    forward, sizes = core._runner.forward, []
+
+    def run(inputs):
+        sizes.append(len(inputs.counts))
+        if poison in inputs.token_ids if poison else len(inputs.counts) > 2:
+            raise error("as asked")
+        return forward(inputs)
+
+    core._runner.forward = run
+    return sizes
+
+
+def test_only_the_sequence_that_cannot_be_computed_fails():
+    core = make_core(max_num_batched_tokens=64)
+    prompts = {str(i): [i + 1] * 4 for i in range(7)}
+    for request_id, prompt in prompts.items():
+        core.add(make_request(request_id, prompt, 4, params={"prompt_logprobs": 0}))
+    fail_on(core, poison=5)
+    failed = {key: item for key, item in core.step() if isinstance(item, EngineFailed)}
+
+    assert set(failed) == {"4"}
+    assert len(core.scheduler.running) == 6
+    answers = {key: naive(prompt, 4)[1:] for key, prompt in prompts.items() if key != "4"}
+    assert drain(core) == answers
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def test_too_little_memory_makes_steps_smaller_and_costs_nobody():
+    core = make_core(max_num_batched_tokens=64, max_num_seqs=8)
+    prompts = {str(i): [i + 1] * 4 for i in range(6)}
+    for request_id, prompt in prompts.items():
+        core.add(make_request(request_id, prompt, 4))
+    sizes = fail_on(core, poison=0, error=torch.OutOfMemoryError)
+
+    assert drain(core) == {key: naive(prompt, 4) for key, prompt in prompts.items()}
+    assert core.scheduler.max_num_batched_tokens == 8
+    assert min(sizes) >= 1 and sizes[:3] == [6, 3, 1]

@@ -9,6 +9,7 @@ from inference.config import EngineConfig
 from inference.model import parity
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel, load_model
+from inference.model.paged import allocate_caches, forward_paged
 from inference.model.runner import ModelRunner, SequentialRunner, make_runner
 from tests.inference.tiny_models import FAMILIES, RECURRENT, VOCAB_SIZE, make_model, save_model
 
@@ -148,6 +149,22 @@ def test_gate_tells_wrong_logits_from_rounding(dtype):
     assert reason is None
     assert model.config._attn_implementation == "nano"
     assert len(layers) == 3
+
+
+def test_a_compiler_takes_the_whole_model_as_one_graph():
+    """Attention is an operation to it, so that runs of any kind are the same graph."""
+    model = make_model("qwen3", num_hidden_layers=2)
+    token_ids, logits = parity.plain_logits(model)
+    layers, _ = parity.enter_paged(model, 128, token_ids, logits)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled_caches, caches = (allocate_caches(layers, 5, 16, model) for _ in range(2))
+    for inputs in (
+        ModelInputs(list(range(5, 21)), [9, 7], [9, 7], [[2], [4]], [8, 15], [0, 1]),
+        ModelInputs([3, 4], [1, 1], [10, 8], [[2], [4]], [0, 1], [0, 1]),
+        ModelInputs(list(range(7, 16)), [1, 8], [11, 16], [[2], [4]], [0, 5, 8], [0, 1]),
+    ):
+        found = forward_paged(compiled, inputs, compiled_caches)
+        torch.testing.assert_close(found, forward_paged(model, inputs, caches))
 
 
 def test_threads_do_not_share_a_context(tmp_path):
