@@ -128,7 +128,7 @@ struct Product {
     bool fresh;
 };
 
-template <class Op, int M, int N> static void micro(Product p) {
+template <class Op, int M, int N, bool ahead> static void micro(Product p) {
     typename Op::Sum sums[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
@@ -140,8 +140,9 @@ template <class Op, int M, int N> static void micro(Product p) {
         I16 columns[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) {
-            // Few rows run at the speed of memory, and no hardware prefetch crosses a page.
-            if (M <= 2) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
+            // Columns that are read for the first time come from memory, and no hardware prefetch
+            // crosses a page.
+            if (ahead) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
             columns[n] = *(const I16 *)(p.b + k * p.b_stride + n * LANES);
         }
 #pragma GCC unroll 8
@@ -159,10 +160,11 @@ template <class Op, int M, int N> static void micro(Product p) {
             *(typename Op::Sum *)(p.c + m * p.c_stride + n * LANES) = sums[m][n];
 }
 
-template <class Op, int N, int M = MR> static void some_rows(const Product &p, long rows) {
+template <class Op, int N, bool ahead, int M = MR>
+static void some_rows(const Product &p, long rows) {
     if constexpr (M > 0) {
-        if (rows == M) return micro<Op, M, N>(p);
-        some_rows<Op, N, M - 1>(p, rows);
+        if (rows == M) return micro<Op, M, N, ahead>(p);
+        some_rows<Op, N, ahead, M - 1>(p, rows);
     }
 }
 
@@ -173,7 +175,10 @@ template <class Op> static void multiply(const Product &whole, long rows, long c
         for (long m = 0; m < rows; m += MR) {
             Product part = whole;
             part.a += m * whole.a_stride, part.b += n, part.c += m * whole.c_stride + n;
-            (width == NR ? some_rows<Op, NR> : some_rows<Op, 1>)(part, std::min<long>(MR, rows - m));
+            long some = std::min<long>(MR, rows - m);
+            if (width != NR) some_rows<Op, 1, false>(part, some);
+            else if (m == 0) some_rows<Op, NR, true>(part, some);
+            else some_rows<Op, NR, false>(part, some);
         }
     }
 }
