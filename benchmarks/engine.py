@@ -31,6 +31,7 @@ from benchmarks.make_model import MODELS, find_or_make
 from inference.config import EngineConfig
 from inference.engine.core import EngineCore, EngineLimits, Runner
 from inference.errors import ModelLoadError
+from inference.model.context import LayerCache
 from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel, load_model
 from inference.model.runner import make_runner
@@ -264,6 +265,8 @@ def tensors_of(thing: object, seen: dict[object, Tensor], visited: set[int]) -> 
 
 
 def children_of(thing: object) -> Iterator[object]:
+    if isinstance(thing, LayerCache):  # which layers may know, and which are no weights
+        return
     if isinstance(thing, dict):
         yield from thing.values()
     elif isinstance(thing, list | tuple):
