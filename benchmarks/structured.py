@@ -17,6 +17,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_PATH
 from inference.engine.client import EngineClient
+from inference.engine.thread import ThreadEngine
 from inference.request import Constraint, Request, SamplingParams
 from inference.service import load_core
 from inference.text.grammar import compiler_of, json_part
@@ -77,7 +78,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     config = EngineConfig(model=args.model, max_model_len=args.tokens + 64)
-    engine = EngineClient(lambda report: load_core(config, report), max_num_unfinished=64)
+    engine = ThreadEngine(lambda report: load_core(config, report), max_num_unfinished=64)
     while engine.status.state == "loading":
         await asyncio.sleep(0.05)
     began = time.perf_counter()

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +34,7 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separ
 # callers write can do worse with it, and get llguidance's own limits.
 _JSON_LIMITS = LLParserLimits(max_items_in_row=15_000, step_max_items=100_000)
 _NUM_TRIAL_TOKENS = 4
+STACK_SIZE = 64 * 1024**2  # of threads that compile: a chain of references is recursion
 _MAX_CHARACTER = 4  # bytes, and so tokens, of one character
 _ANY_TEXT = "/(?s:.*)/"
 
@@ -123,16 +124,29 @@ class Compiler:
         Without parts only the length of the thought is limited. Calls, where not `is_text`, bring
         what stands before them. Raises InvalidGrammar.
         """
-        matcher = None
+        grammar = None
         if parts is not None:
             self._refuse_special(parts)
             start = self._after(thought, is_text) if thought else "start: @answer"
             answer = {**parts[0], "name": "answer"}
             grammars = [{"name": "start", "lark_grammar": start}, answer, *parts[1:]]
-            matcher = self._matcher(json.dumps({"grammars": [answer, *parts[1:]]}))
+            grammar = json.dumps({"grammars": [answer, *parts[1:]]})
             if thought:  # which would hide, for a while, that nothing can follow it
-                matcher = self._matcher(json.dumps({"grammars": grammars}))
-        return AnswerGrammar(matcher, thought, self._tokenizer, self._matcher.cache_clear)
+                self._matcher(grammar)
+                grammar = json.dumps({"grammars": grammars})
+        return self._constraint(grammar, thought)
+
+    def compile_spec(self, spec: dict[str, Any]) -> "AnswerGrammar":
+        """The constraint that has this `spec`. Raises InvalidGrammar."""
+        thought = spec["thought"]
+        if thought is not None:
+            thought = Thought(**thought | {"reasoning": Reasoning(**thought["reasoning"])})
+        return self._constraint(spec["grammar"], thought)
+
+    def _constraint(self, grammar: str | None, thought: Thought | None) -> "AnswerGrammar":
+        matcher = None if grammar is None else self._matcher(grammar)
+        spec = {"grammar": grammar, "thought": thought and asdict(thought)}
+        return AnswerGrammar(matcher, thought, self._tokenizer, self._matcher.cache_clear, spec)
 
     def calls(self, syntax: Calls, tools: list[Tool], *, parallel: bool) -> list[Part]:
         """At least one call of one of the tools, exactly one unless `parallel`."""
@@ -273,9 +287,10 @@ class AnswerGrammar:
         thought: Thought | None,
         tokenizer: Any,
         forget: Callable[[], None],
+        spec: dict[str, Any],
     ) -> None:
         self._matcher, self._thought, self._tokenizer = matcher, thought, tokenizer
-        self._forget = forget
+        self._forget, self.spec = forget, spec
 
     def begin(self) -> "GrammarState":
         """The state before the first token."""
