@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,10 +18,7 @@ def check_folder(address: Path) -> None:
 
     Whoever could would read all prompts, and say what the answers are.
     """
-    try:
-        facts = address.parent.stat()
-    except OSError as error:
-        raise AddressRefused(f"{address.parent}: {error.strerror}") from error
+    facts = address.parent.stat()
     if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
         raise AddressRefused(f"others can write to {address.parent}: choose a folder of your own")
 
@@ -33,9 +30,11 @@ def listening(address: Path) -> Iterator[socket.socket]:
     A file that a dead process left is taken over. The lock keeps two from doing so at once, and
     its file stays: a lock on a file that was deleted keeps nobody out.
     """
-    with suppress(OSError):  # which the check tells
+    try:
         address.parent.mkdir(mode=0o700, exist_ok=True)
-    check_folder(address)
+        check_folder(address)
+    except OSError as error:
+        raise AddressRefused(f"{address.parent}: {error.strerror}") from error
     with _lock(address), socket.socket(socket.AF_UNIX) as sock:
         _remove_stale(address)
         try:
