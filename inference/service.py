@@ -160,6 +160,7 @@ def _limits(
 
 def _model_info(config: EngineConfig, loaded: "LoadedModel", limits: EngineLimits) -> ModelInfo:
     facts = f"{config.model}|{config.revision}|{loaded.dtype}|{loaded.device.type}"
+    facts += f"|{config.quantization}" if config.quantization else ""
     is_demo = config.model == str(DEMO_MODEL_PATH)
     return ModelInfo(
         name=DEMO_MODEL_NAME if is_demo else loaded.name,

@@ -74,7 +74,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        size = len(text_data or bytes_data or b"")
+        size = len(bytes_data or b"") if text_data is None else len(text_data.encode())
         if size > settings.API.max_body_size:
             await self.close(TOO_BIG)
             return

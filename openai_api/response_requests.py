@@ -21,6 +21,8 @@ from openai_api.serializers.responses import Reasoning, TextFormat
 from openai_api.structured import constraint_of
 from openai_api.tools import ToolUse, response_tool_use
 
+TRIGGER = "compaction_trigger"
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -66,11 +68,8 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
-    before, first_items = after_compaction(context), []
-    is_trigger = bool(items) and items[-1]["type"] == "compaction_trigger"
-    if is_trigger:
-        before = after_compaction(before + items)
-    rest = [] if is_trigger else items
+    before, rest, first_items = *_told(context, items), []
+    is_trigger = bool(items) and items[-1]["type"] == TRIGGER
     prompt = await _prompt(model, body, before + rest, use)
     if before and (is_trigger or len(prompt) > _threshold(body)):
         compaction, _ = await summarise(get_engine(), body, before)
@@ -104,6 +103,21 @@ def _row(
         background=body["background"],
         status=StoredResponse.Status.QUEUED if body["background"] else "in_progress",
     )
+
+
+def _told(context: list[dict], items: list[dict]) -> tuple[list[dict], list[dict]]:
+    """What still counts of what came before, and of the request's own items.
+
+    Raises InvalidRequest for a trigger that is not the last item.
+    """
+    kinds = [item["type"] for item in items]
+    if TRIGGER in kinds[:-1]:
+        raise InvalidRequest(f"'{TRIGGER}' must be the last item.", "input", "invalid_value")
+    if TRIGGER in kinds:
+        return after_compaction(context + items), []
+    if "compaction" in kinds:
+        return [], after_compaction(context + items)
+    return after_compaction(context), items
 
 
 async def conversation_so_far(

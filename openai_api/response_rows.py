@@ -44,7 +44,7 @@ def _index(row: StoredResponse, items: list[dict]) -> None:
     )
 
 
-def referenced(items: list[dict], context: Sequence[dict] = ()) -> list[dict]:
+def referenced(items: list[dict], context: Sequence[dict] = (), param: str = "input") -> list[dict]:
     """The items, with those in the place of each `item_reference` that it stands for.
 
     They are looked for in `context`, then among what is stored. Raises InvalidRequest.
@@ -56,7 +56,7 @@ def referenced(items: list[dict], context: Sequence[dict] = ()) -> list[dict]:
             return item
         found = known.get(item["id"]) or _stored_item(item["id"])
         if found is None:
-            raise InvalidRequest(f"Item with id '{item['id']}' not found.", "input")
+            raise InvalidRequest(f"Item with id '{item['id']}' not found.", param)
         return found
 
     return [meant(item) for item in items]

@@ -100,6 +100,8 @@ class Run:
         last, finish = self._ending(final)
         try:
             await write(finish)
+        except Exception as exc:  # nobody is told that something is stored which is not
+            last[-1] = self._failed(last[-1].number, exc)
         finally:  # also if nobody waits any more
             self._end(last)
         for event in last:
@@ -127,6 +129,11 @@ class Run:
                 conversations.end(self.row, resource)
 
         return last, finish
+
+    def _failed(self, number: int, exc: Exception) -> Event:
+        self.resource.update(failure(as_api_error(exc)), completed_at=None)
+        event = {"type": "response.failed", "sequence_number": number, "response": self.resource}
+        return _event(event)
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
         """The events with numbers above `after`: those that were, then those that come."""

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,14 +32,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, and the three special ones of ChatML."""
+def byte_tokenizer(words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """One token for each byte, for the three special ones of ChatML, and for each of `words`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens(list(words))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
 
 
@@ -48,17 +49,23 @@ Script = Callable[[str], str]  # the prompt's text to the answer's
 
 
 class ScriptedRunner:
-    """A model that answers what the script says, a byte at a time, and then ends."""
+    """A model that answers what the script says, a token at a time, and then ends."""
 
     num_blocks = 4096
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: Script) -> None:
-        self.tokenizer, self.script = tokenizer, script
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        script: Script,
+        before_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.tokenizer, self.script, self.before_step = tokenizer, script, before_step
         self._prompts: dict[int, list[int]] = {}
         self._answers: dict[int, tuple[int, list[int]]] = {}
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        logits, row = torch.zeros(len(inputs.logit_rows), 259), 0
+        self.before_step()
+        logits, row = torch.zeros(len(inputs.logit_rows), len(self.tokenizer)), 0
         columns = (inputs.counts, inputs.context_lens, inputs.sequence_ids)
         for count, context_len, key in zip(*columns, strict=True):
             tokens = inputs.token_ids[row : row + count]
@@ -84,13 +91,23 @@ class ScriptedRunner:
         return token
 
 
-def scripted_engine(script: Script, *, max_model_len: int = 2048) -> EngineClient:
-    """An engine whose model says `script(prompt)`. Close it when done."""
-    tokenizer = byte_tokenizer()
+def scripted_engine(
+    script: Script,
+    *,
+    max_model_len: int = 2048,
+    max_num_seqs: int = 32,
+    words: Iterable[str] = (),
+    before_step: Callable[[], object] = lambda: None,
+) -> EngineClient:
+    """An engine whose model says `script(prompt)`. Close it when done.
+
+    `words` are the tokens that are no bytes; `before_step` may hold up the model.
+    """
+    tokenizer = byte_tokenizer(words)
     tokenizer.chat_template = CHAT_TEMPLATE
     limits = EngineLimits(
         max_model_len=max_model_len,
-        max_num_seqs=32,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=8192,
         block_size=32,
         eos_token_ids=frozenset({tokenizer.eos_token_id}),
@@ -100,13 +117,13 @@ def scripted_engine(script: Script, *, max_model_len: int = 2048) -> EngineClien
         name="m",
         tokenizer=tokenizer,
         max_model_len=max_model_len,
-        vocab_size=259,
+        vocab_size=len(tokenizer),
         eos_token_ids=limits.eos_token_ids,
         generation_defaults={},
         fingerprint="fp_1",
         created=1764000000,
     )
-    core = EngineCore(ScriptedRunner(tokenizer, script), limits)
+    core = EngineCore(ScriptedRunner(tokenizer, script, before_step), limits)
     engine = ThreadEngine(lambda report: (core, info), max_num_unfinished=64)
     while engine.status.state == "loading":
         time.sleep(0.001)

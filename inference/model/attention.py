@@ -85,18 +85,21 @@ def attention(
     context = _current.context
     if context is None:
         raise RuntimeError("a model with paged attention ran outside of attending()")
-    cache, query = context.layers[layer], query.transpose(0, 1)
+    cache = context.layers[layer]
     features: dict[str, Any] = {
         "scaling": scaling,
         "sliding_window": sliding_window,
         "softcap": softcap,
         "sinks": sinks,
     }
-    if query.is_cuda and (kernel := gpu_attention()):
-        kernel(query, key, value, cache, context, **features, out=out)
+    if cache.has_kernel:
+        context.kernel(query, key, value, cache.keys, cache.values, **features, out=out)
+    elif query.is_cuda and (kernel := gpu_attention()):
+        kernel(query.transpose(0, 1), key, value, cache, context, **features, out=out)
     else:
         store(cache, key, value, context)
-        out.copy_(paged_attention_reference(query, cache, context, **features))
+        rows = query.transpose(0, 1)
+        out.copy_(paged_attention_reference(rows, cache, context, **features))
 
 
 # Compilers do not look inside: the caches, which change with every run, are no part of their graph.

@@ -6,10 +6,15 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.model.inputs import ModelInputs
+from inference.model.kernels import cpu
+
+IntArray = NDArray[np.int64]
 
 MAX_TILE_SCORES = 2**22  # per head: bounds the score matrix of the reference
 
@@ -22,12 +27,15 @@ class Tile(NamedTuple):
     block_tables: Tensor  # [S, B]
 
 
-@dataclass(slots=True)
+@dataclass
 class LayerCache:
     """Keys and values of one layer: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
 
     keys: Tensor
     values: Tensor
+
+    def __post_init__(self) -> None:
+        self.has_kernel = cpu.can_attend(self.keys, self.values)
 
     @property
     def block_size(self) -> int:
@@ -61,6 +69,20 @@ class AttentionContext:
         tensors = lay_out(inputs, layers[0].block_size)
         moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return cls(inputs, layers, max_model_len or max(inputs.context_lens), *moved)
+
+    @cached_property
+    def kernel(self) -> cpu.PagedAttention:
+        """The compiled attention of this run, for layers whose cache has one."""
+        kernels = cpu.library()
+        assert kernels is not None, "no cache has a kernel without kernels"
+        return cpu.PagedAttention(
+            kernels,
+            block_tables=self.block_tables,
+            cu_seqlens=self.cu_seqlens,
+            context_lens=self.context_lens,
+            slot_blocks=self.slot_blocks,
+            slot_offsets=self.slot_offsets,
+        )
 
     @cached_property
     def decode_only(self) -> bool:
@@ -98,14 +120,14 @@ class AttentionContext:
 
 def lay_out(inputs: ModelInputs, block_size: int) -> tuple[Tensor, ...]:
     """The tensors of an AttentionContext, in its order, on the CPU."""
-    counts = torch.tensor(inputs.counts)
-    context_lens = torch.tensor(inputs.context_lens)
-    cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    seqs = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    positions = torch.arange(len(seqs)) + (context_lens - cu_seqlens[1:])[seqs]
+    counts, context_lens = np.array(inputs.counts), np.array(inputs.context_lens)
+    cu_seqlens = np.concatenate([[0], counts.cumsum()])
+    seqs = np.repeat(np.arange(len(counts)), counts)
+    positions = np.arange(len(seqs)) + (context_lens - cu_seqlens[1:])[seqs]
     block_tables = pad_tables(inputs, block_size)
     blocks, offsets = positions // block_size, positions % block_size
-    return positions, cu_seqlens, context_lens, block_tables, block_tables[seqs, blocks], offsets
+    arrays = positions, cu_seqlens, context_lens, block_tables, block_tables[seqs, blocks], offsets
+    return tuple(map(torch.from_numpy, arrays))
 
 
 def tile_bounds(inputs: ModelInputs) -> Iterator[tuple[int, int, int, int]]:
@@ -126,9 +148,9 @@ def tile_bounds(inputs: ModelInputs) -> Iterator[tuple[int, int, int, int]]:
         first = end
 
 
-def pad_tables(inputs: ModelInputs, block_size: int) -> Tensor:
-    """Block tables as one tensor, `[S, most blocks in use]`."""
+def pad_tables(inputs: ModelInputs, block_size: int) -> IntArray:
+    """Block tables as one array, `[S, most blocks in use]`."""
     used = [-(-context_len // block_size) for context_len in inputs.context_lens]
     width = max(used)
     tables = zip(inputs.block_tables, used, strict=True)
-    return torch.tensor([table[:num] + [0] * (width - num) for table, num in tables])
+    return np.array([table[:num] + [0] * (width - num) for table, num in tables], dtype=np.int64)

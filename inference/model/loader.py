@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,8 +30,10 @@ from transformers import (
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
-from inference.model import parity
+from inference.model import attention, parity
+from inference.model.layers import can_pack
 from inference.model.memory import available_memory, readable
+from inference.model.optimize import optimize
 from inference.model.paged import LayerSpec
 
 logger = logging.getLogger(__name__)
@@ -85,7 +88,13 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
         token_ids, logits = parity.plain_logits(model, min(parity.NUM_TOKENS, max_model_len))
     layers, reason = parity.enter_paged(model, max_model_len, token_ids, logits)
     if reason is not None:
+        if config.quantization:
+            raise not_quantized(config, reason)
         logger.warning("%s answers one request at a time: %s.", config.model, reason)
+    elif not has_fast_layers(config, model, layers, token_ids, logits):
+        del model  # its own layers are gone, and two models may not fit
+        model = load_weights(config, folder, hf_config, dtype, device)
+        model.set_attn_implementation(attention.NAME)
     return LoadedModel(
         name=config.model,
         model=model,
@@ -277,6 +286,37 @@ def load_weights(
             f"shape, {len(wrong)} in all, such as {wrong[0]}."
         )
     return model
+
+
+def has_fast_layers(
+    config: EngineConfig,
+    model: PreTrainedModel,
+    layers: list[LayerSpec],
+    token_ids: list[int],
+    logits: Tensor,
+) -> bool:
+    """Give a paged model on the CPU faster layers; False, with a warning, if that broke it.
+
+    Raises ModelLoadError if it cannot be quantized as configured.
+    """
+    quantize = config.quantization is not None
+    if quantize and not any(can_pack(module, quantize=True) for module in model.modules()):
+        raise not_quantized(config, "this takes a CPU with AVX512-VNNI, and a C++ compiler")
+    optimize(model, quantize=quantize)
+    tolerance = parity.QUANTIZED_TOLERANCE if quantize else None
+    difference = parity.difference(model, layers, token_ids, logits, tolerance)
+    if difference is not None and quantize:
+        raise not_quantized(config, difference)
+    if difference is not None:
+        logger.warning("%s runs with its own, slower layers: %s.", config.model, difference)
+    return difference is None
+
+
+def not_quantized(config: EngineConfig, reason: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"{config.model} cannot be served with quantization {config.quantization}: {reason}. "
+        "Leave --quantization out."
+    )
 
 
 def find_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

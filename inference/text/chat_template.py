@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from inference.errors import InvalidPrompt
@@ -28,13 +29,12 @@ def render(tokenizer: Any, messages: list[Message], options: Mapping[str, Any]) 
         messages = _with_instructions(messages, options.pop("tools", None))
     if "tool" not in template:
         messages = [_as_plain_text(message) for message in messages]
-    readings = [_known_roles(template, messages)]
-    readings.append(_merge_system(readings[0]))
-    readings.append(_arguments_as_text(readings[1]))
+    messages = _known_roles(template, messages)
     first_error: Exception | None = None
-    for reading in readings:
+    for readings in ((), (_merge_system,), (_merge_system, _arguments_as_text)):
         try:
-            return tokenizer.apply_chat_template(reading, tokenize=False, **options)
+            read = reduce(lambda messages, reading: reading(messages), readings, messages)
+            return tokenizer.apply_chat_template(read, tokenize=False, **options)
         except Exception as exc:  # a template is a program: it may divide by zero
             first_error = first_error or exc
     raise InvalidPrompt(f"The model's chat template refused the messages: {first_error}")

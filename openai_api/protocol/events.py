@@ -32,7 +32,9 @@ class MessageItem:
     def push(self, text: str, logprobs: list[dict]) -> Iterator[Fields]:
         self.text += text
         self.logprobs += logprobs
-        yield f"{self.event}.delta", {"content_index": 0, "delta": text, **self.extra(logprobs)}
+        if text or logprobs:
+            extra = self.extra(logprobs)
+            yield f"{self.event}.delta", {"content_index": 0, "delta": text, **extra}
 
     def end(self) -> Iterator[Fields]:
         extra = self.extra(self.logprobs)

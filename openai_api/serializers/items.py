@@ -97,6 +97,8 @@ def configuration_update_item(param: str, item: dict) -> dict:
 
 def foreign_item(param: str, item: dict) -> dict:
     """What tools of other servers, or of the client alone, left in the conversation."""
+    if item.get("call_id") is not None:
+        check_type(f"{param}.call_id", item["call_id"], str)
     head = _head(item, "item", item["type"])
     return {**item, "id": head["id"]}
 

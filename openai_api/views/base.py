@@ -56,11 +56,13 @@ class AsyncAPIView(APIView):
         self.record.fail(response.status_code, response.data["error"])
         return response
 
-    async def stream(self, events, encode: Encode) -> EventStream:
+    async def stream(
+        self, events, encode: Encode, *, patience_s: float | None = None
+    ) -> EventStream:
         """Answer with `events`; the record is closed when they end."""
-        return await event_stream(
-            self._recorded(events), encode, patience_s=settings.API.ping_interval_s
-        )
+        if patience_s is None:
+            patience_s = settings.API.ping_interval_s
+        return await event_stream(self._recorded(events), encode, patience_s=patience_s)
 
     async def _recorded(self, events):
         outcome = Outcome.CANCELLED

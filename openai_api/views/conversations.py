@@ -18,7 +18,7 @@ class ConversationsView(AsyncAPIView):
 
     async def post(self, request):
         body = validated(ConversationSerializer, request.data)
-        items = await read(referenced, body["items"])
+        items = await read(referenced, body["items"], (), "items")
         row = await write(conversations.create, items, body["metadata"])
         return Response(row.to_dict())
 
@@ -49,7 +49,7 @@ class ConversationItemsView(AsyncAPIView):
 
     async def post(self, request, conversation_id: str):
         body = validated(ConversationItemsSerializer, request.data)
-        items = await read(referenced, body["items"])
+        items = await read(referenced, body["items"], (), "items")
         return Response(await write(conversations.add_items, conversation_id, items))
 
 

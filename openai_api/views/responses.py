@@ -68,7 +68,8 @@ class ResponseView(AsyncAPIView):
         row = await read(rows.find, response_id)
         if query["stream"]:
             after = query["starting_after"]
-            return await self.stream(runs.replay(response_id, after), named_event)
+            events = runs.replay(response_id, after)  # there may be nothing new for long
+            return await self.stream(events, named_event, patience_s=0.05)
         return Response(row.to_dict())
 
     async def delete(self, request, response_id: str):

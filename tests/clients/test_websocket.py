@@ -5,7 +5,7 @@ import time
 
 import httpx2
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 # The official client opens its connection in a way that websockets 17 advises against.
@@ -75,6 +75,54 @@ def test_lanes_run_side_by_side_and_say_which_they_are(connection):
     assert first_end < len(order) - 10  # the second began before the first was done
 
 
+def answers_of(connection, lanes: str) -> dict:
+    """The response of each lane, from their mixed events."""
+    events = {lane: [] for lane in lanes}
+    responses = {}
+    for event in connection:
+        events[event.stream_id].append(event)
+        if event.type in ENDS:
+            responses[event.stream_id] = event.response
+        if len(responses) == len(lanes):
+            break
+    for lane, response in responses.items():
+        assert [event.sequence_number for event in events[lane]] == list(range(len(events[lane])))
+        deltas = [e.delta for e in events[lane] if e.type == "response.output_text.delta"]
+        assert "".join(deltas) == response.output_text
+    return responses
+
+
+def test_each_lane_has_a_conversation_of_its_own(connection):
+    names, model = {"a": "Anna", "b": "Ben"}, {"model": "nanollmserve-demo", "store": False}
+    for lane, name in names.items():
+        connection.response.create(stream_id=lane, input=f"My name is {name}.", **model)
+    first = answers_of(connection, "ab")
+    for lane in names:
+        connection.response.create(
+            stream_id=lane,
+            input="What is my name?",
+            previous_response_id=first[lane].id,
+            **model,
+        )
+    second = answers_of(connection, "ab")
+
+    assert all(names[lane] in second[lane].output_text for lane in names)
+
+
+async def test_the_asynchronous_client_cancels(server):
+    request = {"type": "response.create", "model": "nanollmserve-demo", "input": "Hi"}
+    async with server.async_client() as client, client.responses.connect() as connection:
+        await connection.send(request | {"ignore_eos": True})
+        async for event in connection:
+            if event.type == "response.output_item.added":
+                await connection.send({"type": "response.cancel"})
+            if event.type in ENDS:
+                break
+
+    assert event.type == "response.incomplete"
+    assert event.response.status == "cancelled"
+
+
 BAD = {
     '{"type": "x"}': ("type", "invalid_value"),
     "nope": (None, "invalid_json"),
@@ -108,6 +156,20 @@ def test_a_33rd_lane_is_one_too_many(server):
             socket.send(json.dumps({"type": "response.create", "stream_id": f"l{number}"}))
         codes = [json.loads(socket.recv(timeout=30))["error"]["code"] for _ in range(33)]
     assert codes.count("websocket_stream_limit_reached") == 1
+
+
+def test_a_frame_has_a_size(server):
+    """That of daphne, which is 1 MiB if nobody tells it otherwise; `serve` tells it ours."""
+    address = server.url.replace("http", "ws") + "/v1/responses"
+    with connect(address) as socket:
+        socket.send(" " * 2**20)
+        assert json.loads(socket.recv(timeout=10))["error"]["code"] == "invalid_json"
+        with pytest.raises(ConnectionClosed):
+            socket.send(" " * (2**20 + 1))
+            socket.recv(timeout=10)
+    with connect(address) as socket:
+        socket.send("{}")
+        assert json.loads(socket.recv(timeout=10))["type"] == "error"
 
 
 def test_a_page_of_another_site_is_refused(server):

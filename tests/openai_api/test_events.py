@@ -1,22 +1,13 @@
-"""The event and chunk builders against whole sequences that the SDK's own accumulators accept."""
+"""The event and chunk builders by themselves; for whole sequences see test_golden_streams."""
 
 import copy
-import json
-from pathlib import Path
-
-import pytest
 
 from inference.request import ModelInfo
 from openai_api.answers import Segment, Usage
 from openai_api.protocol.chat import ChatChunks
-from openai_api.protocol.events import ResponseEvents, response_usage
-from openai_api.tools import NO_TOOLS, ToolUse
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def golden(name: str) -> list[dict]:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
+from openai_api.protocol.events import ResponseEvents
+from openai_api.tools import NO_TOOLS
+from tests.openai_api.golden import golden
 
 
 class Told:
@@ -33,14 +24,11 @@ class Told:
         created=0,
     )
     prompt_index, stop_reason, calls = 0, None, None
+    tool_use, is_called = NO_TOOLS, False
 
-    def __init__(
-        self, *segments: tuple[str, str], finish_reason: str = "stop", tool_use=NO_TOOLS
-    ) -> None:
-        self.tool_use = tool_use
+    def __init__(self, *segments: tuple[str, str], finish_reason: str = "stop") -> None:
         self._segments, self.finish_reason = segments, finish_reason
         self.usage = Usage(10, 0, 5, 0)
-        self.is_called = any(kind == "call" for kind, _ in segments)
 
     async def segments(self):
         for kind, text in self._segments:
@@ -48,61 +36,6 @@ class Told:
 
     def abort(self) -> None:
         pass
-
-
-FAILED = {"status": "failed", "error": {"code": "server_error", "message": "The model failed."}}
-CUT = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-SEQUENCES = {
-    "resp_text": ([("text", "Hello"), ("text", " world")], {"status": "completed"}),
-    "resp_reasoning_text": (
-        [("reasoning", "Let "), ("reasoning", "me"), ("text", "Hi")],
-        {"status": "completed"},
-    ),
-    "resp_incomplete": ([("text", "cut")], CUT),
-    "resp_failed": ([("text", "par")], FAILED),
-    "resp_tools": (
-        [
-            ("call", "get_weather"),
-            ("arguments", '{"city":'),
-            ("arguments", '"Paris"}'),
-            ("call", "get_weather"),
-            ("arguments", '{"city":"Rome"}'),
-        ],
-        {"status": "completed"},
-    ),
-    "resp_incomplete_call": ([("call", "get_weather"), ("arguments", '{"city":"Pa')], CUT),
-}
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_events_equal_the_golden_sequence(name):
-    expected, (segments, final) = golden(name), SEQUENCES[name]
-    events = ResponseEvents(copy.deepcopy(expected[0]["response"]))
-    sent = list(events.start())
-    for segment in segments:
-        sent += events.push(Segment(*segment))
-    usage = None if name == "resp_failed" else response_usage(Told())
-    sent += events.finish(**final, usage=usage)
-
-    assert [json.dumps(e) for e in plain(sent)] == [json.dumps(e) for e in plain(expected)]
-
-
-def plain(events: list[dict]) -> list[dict]:
-    """The events with ids numbered as they appear, and times that are only there or not."""
-    text = json.dumps(events, sort_keys=True)
-    ids = {}
-    for event in events:
-        item = event.get("item", {})
-        for key in ("id", "call_id"):
-            if item.get(key):
-                ids.setdefault(item[key], f"{key} {len(ids)}")
-    for given, number in ids.items():
-        text = text.replace(given, number)
-    events = json.loads(text)
-    for event in events:
-        if (event.get("response") or {}).get("completed_at"):
-            event["response"]["completed_at"] = "a time"
-    return events
 
 
 def test_a_cancelled_response_ends_as_incomplete():
@@ -130,49 +63,6 @@ BODY = {
     "stream_options": {"include_usage": True},
     "return_token_ids": False,
 }
-CHATS = {
-    "chat_text": [Told(("text", "Hel"), ("text", "lo"))],
-    "chat_reasoning": [Told(("reasoning", "Let "), ("reasoning", "me"), ("text", "Hi"))],
-    "chat_tools": [
-        Told(
-            ("call", "get_weather"),
-            ("arguments", '{"city":'),
-            ("arguments", '"Paris"}'),
-            ("call", "get_weather"),
-            ("arguments", '{"city":"Rome"}'),
-            tool_use=ToolUse(required=True),
-        )  # fmt: skip
-    ],
-}
-
-
-@pytest.mark.parametrize("name", CHATS)
-async def test_chunks_hold_the_golden_sequence(name):
-    chunks = [chunk async for chunk in ChatChunks(BODY, CHATS[name]).stream()]
-    expected = golden(name)
-
-    assert len(chunks) == len(expected)
-    for chunk, wanted in zip(chunks, expected, strict=True):
-        wanted |= {"id": chunk["id"], "created": chunk["created"]}
-        for choice, actual in zip(wanted["choices"], chunk["choices"], strict=True):
-            for call in choice["delta"].get("tool_calls", ()):
-                if "id" in call:
-                    call["id"] = actual["delta"]["tool_calls"][0]["id"]
-        assert_holds(chunk, wanted)
-
-
-def assert_holds(actual, wanted) -> None:
-    """Everything of `wanted` is in `actual`, which may say more."""
-    if isinstance(wanted, dict):
-        for key, value in wanted.items():
-            assert key in actual
-            assert_holds(actual[key], value)
-    elif isinstance(wanted, list):
-        assert len(actual) == len(wanted)
-        for pair in zip(actual, wanted, strict=True):
-            assert_holds(*pair)
-    else:
-        assert actual == wanted
 
 
 async def test_several_choices_begin_in_order_and_finish_once_each():
@@ -190,7 +80,8 @@ async def test_several_choices_begin_in_order_and_finish_once_each():
 
 
 async def test_a_whole_completion_is_its_chunks_added_up():
-    whole = await ChatChunks(BODY, CHATS["chat_reasoning"]).collect()
+    answer = Told(("reasoning", "Let "), ("reasoning", "me"), ("text", "Hi"))
+    whole = await ChatChunks(BODY, [answer]).collect()
     message = whole["choices"][0]["message"]
 
     assert whole["object"] == "chat.completion"

@@ -5,6 +5,7 @@ import json
 import openai
 import pytest
 
+from openai_api import response_rows
 from openai_api.models import RequestLog, StoredResponse
 from tests.helpers import FAILURE
 from tests.openai_api.conftest import HELLO
@@ -341,3 +342,21 @@ async def test_every_request_leaves_a_row_of_history(client):
     assert rows[3].response_id == response.id
     assert rows[4].error_code == "decimal_above_max_value"
     assert not any(HELLO in json.dumps(row.__dict__, default=str) for row in rows)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_that_could_not_be_stored_is_no_success(client, monkeypatch, stream):
+    def fail(*args):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(response_rows, "finish", fail)
+    answer = await client.responses.create(model="m", input="Hi", stream=stream)
+    if stream:
+        events = [event async for event in answer]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert events[-1].type == "response.failed"
+        answer = events[-1].response
+
+    assert answer.status == "failed"
+    assert answer.error.code == "server_error"
+    assert "disk" not in answer.error.message

@@ -1,0 +1,789 @@
+// The CPU's hot loops, with a plain C interface for ctypes. See cpu.py for how it is built.
+//
+// Everything rests on one matrix product over "dwords". A dword is what one lane multiplies and
+// adds up in one instruction: one float, two bfloat16 or four int8. `micro` keeps a tile of results
+// in registers; attention and linear layers only differ in how they lay out what it reads.
+//
+// Vectors are GCC's own (16 lanes of 32 bits), so this compiles for any CPU; bfloat16 products fall
+// back to floats where the CPU has no instruction for them. No -ffast-math: NaN has to stay NaN.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#include <omp.h>
+
+typedef float F16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t I16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t U16 __attribute__((vector_size(32), aligned(2), may_alias));
+struct bf16 { uint16_t bits; };
+static constexpr long LANES = 16;
+static constexpr long PANEL = 4 * LANES;  // columns that are computed together
+static constexpr float INF = std::numeric_limits<float>::infinity();
+static constexpr long LINE = 64;  // bytes
+
+#ifdef __AVX512F__
+static constexpr int MR = 6, NR = 4;  // 24 sums, 4 columns and a broadcast fill 32 registers
+#else
+static constexpr int MR = 6, NR = 1;
+#endif
+
+static inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
+
+// ---- Elements: 16 of them from or to memory ----
+
+static inline I16 widen(const bf16 *p) {
+#ifdef __AVX512F__  // which GCC 12 does not find for convertvector
+    return (I16)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#else
+    return __builtin_convertvector(*(const U16 *)p, I16);
+#endif
+}
+static inline F16 load(const float *p) { return *(const F16 *)p; }
+static inline F16 load(const bf16 *p) { return (F16)(widen(p) << 16); }
+static inline void store(float *p, F16 x) { *(F16 *)p = x; }
+static inline void store(bf16 *p, F16 x) {  // to nearest even; NaN keeps its upper half
+    I16 bits = (I16)x;
+    I16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    *(U16 *)p = __builtin_convertvector(x == x ? rounded : (bits >> 16) | 0x40, U16);
+}
+template <class T> static inline float to_float(T x);
+template <> inline float to_float(float x) { return x; }
+template <> inline float to_float(bf16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+template <class Join> static inline float reduce(F16 x, Join join) {
+    const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int half = 8; half > 0; half /= 2) x = join(x, __builtin_shuffle(x, lane + half));
+    return x[0];
+}
+static inline F16 larger(F16 a, F16 b) { return a > b ? a : b; }
+static inline F16 sum(F16 a, F16 b) { return a + b; }
+
+// e to the x for x up to 88, Cephes' polynomial: relative error 2e-7, exactly 0 below -87.
+static inline F16 exp16(F16 x) {
+    F16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    F16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    F16 p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r
+              + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
+    F16 y = p * r * r + r + 1.0f;
+    I16 power = (__builtin_convertvector(n, I16) + 127) << 23;
+    return x < -87.0f ? F16{} : y * (F16)power;
+}
+
+// ---- The product: what a lane does with two dwords ----
+
+struct Floats {
+    typedef F16 Sum;
+    static constexpr long PER_DWORD = 1;
+    static inline F16 add_product(F16 sum, I16 a, I16 b) { return sum + (F16)a * (F16)b; }
+    template <class T> static inline I16 dwords(const T *p) { return (I16)load(p); }
+    static inline I16 pack(F16 x, F16) { return (I16)x; }
+    template <class T> static inline I16 pair_rows(const T *row, const T *) {
+        return (I16)load(row);
+    }
+};
+
+#ifdef __AVX512BF16__
+struct Pairs {
+    typedef F16 Sum;
+    static constexpr long PER_DWORD = 2;
+    static inline F16 add_product(F16 sum, I16 a, I16 b) {
+        return (F16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
+    static inline I16 dwords(const bf16 *p) { return *(const I16 *)p; }
+    static inline I16 pack(F16 low, F16 high) {
+        return (I16)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    }
+    static inline I16 pair_rows(const bf16 *row, const bf16 *next) {
+        return widen(row) | widen(next) << 16;
+    }
+};
+#else
+typedef Floats Pairs;
+#endif
+
+#ifdef __AVX512VNNI__
+struct Quads {  // unsigned a, signed b
+    typedef I16 Sum;
+    static inline I16 add_product(I16 sum, I16 a, I16 b) {
+        return (I16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+    }
+};
+#endif
+
+// One of these is where the time goes. Strides and depth are in dwords.
+struct Product {
+    const int32_t *a, *b;  // [rows, depth] and [depth, columns]
+    int32_t *c;            // [rows, columns]: the product is added to it, or replaces it if `fresh`
+    long a_stride, b_stride, c_stride, depth;
+    bool fresh;
+};
+
+template <class Op, int M, int N> static void micro(Product p) {
+    typename Op::Sum sums[M][N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++)
+            sums[m][n] = p.fresh ? typename Op::Sum{}
+                                 : *(typename Op::Sum *)(p.c + m * p.c_stride + n * LANES);
+    for (long k = 0; k < p.depth; k++) {
+        I16 columns[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) {
+            // Few rows run at the speed of memory, and no hardware prefetch crosses a page.
+            if (M <= 2) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
+            columns[n] = *(const I16 *)(p.b + k * p.b_stride + n * LANES);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            I16 row = I16{} + p.a[m * p.a_stride + k];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++)
+                sums[m][n] = Op::add_product(sums[m][n], row, columns[n]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++)
+            *(typename Op::Sum *)(p.c + m * p.c_stride + n * LANES) = sums[m][n];
+}
+
+template <class Op, int N, int M = MR> static void some_rows(const Product &p, long rows) {
+    if constexpr (M > 0) {
+        if (rows == M) return micro<Op, M, N>(p);
+        some_rows<Op, N, M - 1>(p, rows);
+    }
+}
+
+// The whole product, `columns` a multiple of LANES.
+template <class Op> static void multiply(const Product &whole, long rows, long columns) {
+    for (long n = 0, width; n < columns; n += width * LANES) {
+        width = columns - n >= NR * LANES ? NR : 1;
+        for (long m = 0; m < rows; m += MR) {
+            Product part = whole;
+            part.a += m * whole.a_stride, part.b += n, part.c += m * whole.c_stride + n;
+            (width == NR ? some_rows<Op, NR> : some_rows<Op, 1>)(part, std::min<long>(MR, rows - m));
+        }
+    }
+}
+
+// ---- Paged attention ----
+
+struct Attention {  // as in cpu.py; strides and sizes in elements
+    const void *query, *key, *value;     // [T, heads, dim] by strides, the last dim dense
+    void *keys, *values, *out;           // caches [blocks, KH, block_size, dim]; [T, H, v_dim]
+    const int64_t *block_tables, *cu_seqlens, *context_lens;
+    const int64_t *slot_blocks, *slot_offsets;
+    const float *sinks;                  // [H] or null
+    int64_t query_token, query_head, key_token, key_head, value_token, value_head;
+    int64_t num_seqs, table_width, num_heads, num_kv_heads, block_size, k_dim, v_dim;
+    int64_t window;                      // positions that a query sees; 0 for all
+    int64_t num_threads, is_bf16;
+    double scaling, softcap;             // softcap 0 for none
+};
+
+static constexpr long TILE_ROWS = 192;  // query rows (tokens times heads of the group) of a task
+static constexpr long TILE_KEYS = 128;
+static constexpr long MIN_SPLIT = 512;  // keys: less is not worth a task of its own
+
+struct Task {
+    long seq, head, first_row, num_rows;  // row r is token r / G, head r % G of the group
+    long first_key, end_key;
+    long part;                            // where the unfinished result goes; -1 if it is all
+};
+
+template <class T> static void write_slots(const Attention &args) {
+    long num_tokens = args.cu_seqlens[args.num_seqs];
+#pragma omp for schedule(static)
+    for (long t = 0; t < num_tokens; t++)
+        for (long h = 0; h < args.num_kv_heads; h++) {
+            long slot = (args.slot_blocks[t] * args.num_kv_heads + h) * args.block_size
+                        + args.slot_offsets[t];
+            memcpy((T *)args.keys + slot * args.k_dim,
+                   (const T *)args.key + t * args.key_token + h * args.key_head,
+                   args.k_dim * sizeof(T));
+            const T *from = (const T *)args.value + t * args.value_token + h * args.value_head;
+            T *to = (T *)args.values + slot * args.v_dim;
+            // A masked slot has weight 0, and 0 * inf would reach the next owner of the block.
+            constexpr float most = sizeof(T) == 4 ? 3.4028235e38f : 3.3895314e38f;
+            for (long i = 0; i < args.v_dim; i += LANES) {
+                F16 x = load(from + i);
+                x = x == x ? x : F16{};
+                x = x > most ? F16{} + most : x;
+                store(to + i, x < -most ? F16{} - most : x);
+            }
+        }
+}
+
+// Where the cached rows of a tile's keys are: `stride` elements of its cache for each slot.
+static void find_slots(const Attention &args, const Task &task, long first, long count,
+                       int64_t *slots) {
+    const int64_t *table = args.block_tables + task.seq * args.table_width;
+    long block = first / args.block_size, offset = first % args.block_size;
+    for (long i = 0; i < count; i++) {
+        slots[i] = (table[block] * args.num_kv_heads + task.head) * args.block_size + offset;
+        if (++offset == args.block_size) offset = 0, block++;
+    }
+    // Keys are read in full vectors; what a score beyond the last is does not matter.
+    for (long i = count; i % LANES; i++) slots[i] = slots[count - 1];
+}
+
+template <class T> static inline void prefetch(const T *row, long dim) {
+    for (long i = 0; i < dim; i += LINE / (long)sizeof(T)) __builtin_prefetch(row + i, 0, 2);
+}
+
+// Of two vectors, the lanes that change places across the diagonal when blocks of `step` do.
+template <int step> struct Blocks {
+    static constexpr I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static constexpr I16 low = (lane & step) ? lane - step + LANES : lane;
+    static constexpr I16 high = (lane & step) ? lane + LANES : lane + step;
+};
+
+// A step of transposing 16 by 16 dwords in place.
+template <int step> static inline void swap_blocks(I16 *rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & step)) {
+            I16 a = rows[i], b = rows[i + step];
+            rows[i] = __builtin_shuffle(a, b, Blocks<step>::low);
+            rows[i + step] = __builtin_shuffle(a, b, Blocks<step>::high);
+        }
+}
+
+// A step of summing up each of 16 vectors: at the end lane i of the first is the sum of vector i.
+template <int step> static inline void add_blocks(F16 *rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i += 2 * step)
+        rows[i] = __builtin_shuffle(rows[i], rows[i + step], Blocks<step>::low)
+                  + __builtin_shuffle(rows[i], rows[i + step], Blocks<step>::high);
+}
+
+template <class Op, class T>
+static inline I16 dwords_within(const T *row, long dim, long start) {
+    constexpr long step = LANES * Op::PER_DWORD;
+    if (start + step <= dim) return Op::dwords(row + start);
+    T padded[step] = {};
+    memcpy(padded, row + start, (dim - start) * sizeof(T));
+    return Op::dwords(padded);
+}
+
+// Working memory of a thread, kept from call to call: fresh pages cost more than their use.
+enum Use { TILE, ROWS };
+static int32_t *scratch(Use use, size_t num_dwords) {
+    static thread_local std::vector<int32_t> memory[2];
+    if (memory[use].size() < num_dwords) memory[use].resize(num_dwords);
+    return memory[use].data();
+}
+
+// One thread's share of the work, a task at a time.
+template <class Op, class T> struct Tile {
+    const Attention &args;
+    const long group, depth, width;  // heads per KV head; dwords of a key; v_dim
+    int32_t *query, *keys, *values, *weights;
+    float *scores, *sums;
+    float best[TILE_ROWS], total[TILE_ROWS];
+    int64_t memory[2][TILE_KEYS], *slots = memory[0], *next_slots = memory[1];
+
+    explicit Tile(const Attention &args)
+        : args(args), group(args.num_heads / args.num_kv_heads),
+          depth(round_up(args.k_dim, LANES * Op::PER_DWORD) / Op::PER_DWORD), width(args.v_dim) {
+        keys = scratch(TILE, TILE_KEYS * (depth + width) + TILE_ROWS * (depth + width + 2 * TILE_KEYS));
+        values = keys + TILE_KEYS * depth;
+        query = values + TILE_KEYS * width;
+        sums = (float *)query + TILE_ROWS * depth;
+        scores = sums + TILE_ROWS * width;
+        weights = (int32_t *)scores + TILE_ROWS * TILE_KEYS;
+    }
+
+    long position(const Task &task, long row) const {
+        long count = args.cu_seqlens[task.seq + 1] - args.cu_seqlens[task.seq];
+        return args.context_lens[task.seq] - count + (task.first_row + row) / group;
+    }
+
+    void load_query(const Task &task) {
+        for (long r = 0; r < task.num_rows; r++) {
+            long token = args.cu_seqlens[task.seq] + (task.first_row + r) / group;
+            long head = task.head * group + (task.first_row + r) % group;
+            const T *row = (const T *)args.query + token * args.query_token
+                           + head * args.query_head;
+            for (long i = 0; i < depth; i += LANES)
+                *(I16 *)(query + r * depth + i) =
+                    dwords_within<Op>(row, args.k_dim, i * Op::PER_DWORD);
+        }
+    }
+
+    // Keys as `[depth, TILE_KEYS]`, prefetching the values that will be wanted next.
+    void load_keys(long count) {
+        const T *cache = (const T *)args.keys, *coming = (const T *)args.values;
+        const long dim = args.k_dim, depth = this->depth, width = this->width;
+        for (long j = 0; j < count; j += LANES) {
+            for (long i = j; i < std::min(j + LANES, count); i++)
+                prefetch(coming + slots[i] * width, width);
+            const T *from[LANES];
+            for (long i = 0; i < LANES; i++) from[i] = cache + slots[j + i] * dim;
+            for (long d = 0; d < depth; d += LANES) {
+                I16 rows[LANES];
+#pragma GCC unroll 16
+                for (long i = 0; i < LANES; i++)
+                    rows[i] = dwords_within<Op>(from[i], dim, d * Op::PER_DWORD);
+                swap_blocks<1>(rows), swap_blocks<2>(rows), swap_blocks<4>(rows);
+                swap_blocks<8>(rows);
+                int32_t *to = keys + d * TILE_KEYS + j;
+#pragma GCC unroll 16
+                for (long i = 0; i < LANES; i++) *(I16 *)(to + i * TILE_KEYS) = rows[i];
+            }
+        }
+    }
+
+    // Values as `[keys / PER_DWORD, width]`, prefetching the keys of the next tile.
+    void load_values(long count, long next_count) {
+        static const T zeros[LANES] = {};
+        const T *cache = (const T *)args.values, *coming = (const T *)args.keys;
+        const long width = this->width, dim = args.k_dim;
+        int32_t *to = values;
+        for (long j = 0; j < count; j += Op::PER_DWORD) {
+            for (long i = j; i < std::min(j + Op::PER_DWORD, next_count); i++)
+                prefetch(coming + next_slots[i] * dim, dim);
+            const T *row = cache + slots[j] * width;
+            bool paired = j + 1 < count;
+            const T *next = paired ? cache + slots[j + 1] * width : zeros;
+            for (long i = 0; i < width; i += LANES, to += LANES)
+                *(I16 *)to = Op::pair_rows(row + i, next + (paired ? i : 0));
+        }
+    }
+
+    // For few rows laying out keys and values anew takes longer than using them as they are.
+    template <int R> void score_few(long count) {
+        const T *cache = (const T *)args.keys, *coming = (const T *)args.values;
+        const long dim = args.k_dim, depth = this->depth;
+        for (long j = 0; j < count; j += LANES) {
+            F16 sums[R][LANES];
+            for (long i = 0; i < LANES; i++) {
+                prefetch(coming + slots[j + i] * width, width);
+                const T *key = cache + slots[j + i] * dim;
+                F16 row_sums[R] = {};
+                for (long d = 0; d < depth; d += LANES) {
+                    I16 part = dwords_within<Op>(key, dim, d * Op::PER_DWORD);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+                        row_sums[r] = Op::add_product(row_sums[r],
+                                                      *(I16 *)(query + r * depth + d), part);
+                }
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) sums[r][i] = row_sums[r];
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                add_blocks<1>(sums[r]), add_blocks<2>(sums[r]), add_blocks<4>(sums[r]);
+                add_blocks<8>(sums[r]);
+                store(scores + r * TILE_KEYS + j, sums[r][0]);
+            }
+        }
+    }
+
+    template <int R> void add_few(long count, long next_count) {
+        const T *cache = (const T *)args.values, *coming = (const T *)args.keys;
+        static const T zeros[PANEL] = {};
+        for (long column = 0; column < width; column += PANEL) {
+            const long vectors = std::min(PANEL, width - column) / LANES;
+            F16 added[R][PANEL / LANES] = {};
+            for (long j = 0; j < count; j += Op::PER_DWORD) {
+                const T *row = cache + slots[j] * width + column;
+                const T *next = j + 1 < count ? cache + slots[j + 1] * width + column : zeros;
+                for (long i = j; column == 0 && i < std::min(j + Op::PER_DWORD, next_count); i++)
+                    prefetch(coming + next_slots[i] * args.k_dim, args.k_dim);
+#pragma GCC unroll 4
+                for (long v = 0; v < PANEL / LANES; v++) {
+                    if (v >= vectors) break;
+                    I16 part = Op::pair_rows(row + v * LANES, next + v * LANES);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+                        added[r][v] = Op::add_product(
+                            added[r][v], I16{} + weights[(r * TILE_KEYS + j) / Op::PER_DWORD],
+                            part);
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (long v = 0; v < vectors; v++) {
+                    float *to = sums + r * width + column + v * LANES;
+                    store(to, load(to) + added[r][v]);
+                }
+        }
+    }
+
+    // A row of scores into weights relative to the best score so far.
+    void softmax_row(const Task &task, long row, long first, long count) {
+        float *score = scores + row * TILE_KEYS, factor = args.scaling;
+        int32_t *weight = weights + row * TILE_KEYS / Op::PER_DWORD;
+        long end = position(task, row) + 1 - first, padded = round_up(count, 2 * LANES);
+        long begin = args.window ? std::max(0L, end - args.window) : 0;
+        end = std::min(end, count);
+        if (begin >= end) {
+            memset(weight, 0, padded / Op::PER_DWORD * 4);
+            return;
+        }
+        if (args.softcap) {
+            for (long j = 0; j < padded; j += LANES) {
+                F16 x = load(score + j) * (float)(2 * args.scaling / args.softcap);
+                F16 e = exp16(x > 80.0f ? F16{} + 80.0f : x);
+                store(score + j, 1 - 2 / (e + 1));
+            }
+            factor = args.softcap;
+        }
+        std::fill(score, score + begin, -INF);
+        std::fill(score + end, score + padded, -INF);
+        F16 most = load(score);
+        for (long j = LANES; j < padded; j += LANES) most = larger(load(score + j), most);
+        float highest = std::max(best[row], reduce(most, larger) * factor);
+        F16 added = {};
+        for (long j = 0; j < padded; j += 2 * LANES) {
+            F16 low = exp16(load(score + j) * factor - highest);
+            F16 high = exp16(load(score + j + LANES) * factor - highest);
+            added += low + high;
+            *(I16 *)(weight + j / Op::PER_DWORD) = Op::pack(low, high);
+            if (Op::PER_DWORD == 1) *(I16 *)(weight + j + LANES) = (I16)high;
+        }
+        if (highest != best[row]) {
+            float kept = std::exp(best[row] - highest);
+            for (long i = 0; i < width; i += LANES)
+                store(sums + row * width + i, load(sums + row * width + i) * kept);
+            total[row] *= kept;
+        }
+        total[row] += reduce(added, sum);
+        best[row] = highest;
+    }
+
+    // Leaves sum of weight times value in `sums`, of the weights in `total`, the scale in `best`.
+    void attend(const Task &task) {
+        long rows = task.num_rows, count = std::min(TILE_KEYS, task.end_key - task.first_key);
+        std::fill(best, best + rows, -INF);
+        std::fill(total, total + rows, 0.0f);
+        std::fill(sums, sums + rows * width, 0.0f);
+        load_query(task);
+        find_slots(args, task, task.first_key, count, slots);
+        for (long first = task.first_key; first < task.end_key; first += TILE_KEYS) {
+            long next_count = std::min(TILE_KEYS, std::max(0L, task.end_key - first - count));
+            find_slots(args, task, first + count, next_count, next_slots);
+            auto softmax = [&] {
+                for (long r = 0; r < rows; r++) softmax_row(task, r, first, count);
+            };
+            switch (rows) {
+            case 1: score_few<1>(count), softmax(), add_few<1>(count, next_count); break;
+            case 2: score_few<2>(count), softmax(), add_few<2>(count, next_count); break;
+            case 3: score_few<3>(count), softmax(), add_few<3>(count, next_count); break;
+            case 4: score_few<4>(count), softmax(), add_few<4>(count, next_count); break;
+            default:
+                load_keys(count);
+                multiply<Op>({query, keys, (int32_t *)scores, depth, TILE_KEYS, TILE_KEYS, depth,
+                              true},
+                             rows, round_up(count, LANES));
+                softmax();
+                load_values(count, next_count);
+                multiply<Op>({weights, values, (int32_t *)sums, TILE_KEYS / Op::PER_DWORD, width,
+                              width, (count + Op::PER_DWORD - 1) / Op::PER_DWORD, false},
+                             rows, width);
+            }
+            count = next_count;
+            std::swap(slots, next_slots);
+        }
+    }
+
+    // The sink is one more logit that has no value.
+    void finish(const Task &task, long row, float *sum, float best, float total) {
+        long token = args.cu_seqlens[task.seq] + (task.first_row + row) / group;
+        long head = task.head * group + (task.first_row + row) % group;
+        float scale = 1;
+        if (args.sinks) {
+            float highest = std::max(best, args.sinks[head]);
+            scale = std::exp(best - highest);
+            total = total * scale + std::exp(args.sinks[head] - highest);
+        }
+        T *out = (T *)args.out + (token * args.num_heads + head) * width;
+        for (long i = 0; i < width; i += LANES)
+            store(out + i, load(sum + i) * (scale / total));
+    }
+};
+
+// The run cut into tasks, the longest first; how many of them are parts of one.
+static long plan(const Attention &args, std::vector<Task> &tasks) {
+    long group = args.num_heads / args.num_kv_heads, work = 0, num_parts = 0;
+    std::vector<Task> whole;
+    for (long s = 0; s < args.num_seqs; s++) {
+        long count = args.cu_seqlens[s + 1] - args.cu_seqlens[s];
+        long before = args.context_lens[s] - count;
+        long num_tiles = std::max(1L, (count * group + TILE_ROWS - 1) / TILE_ROWS);
+        long even = round_up((count * group + num_tiles - 1) / num_tiles, MR);
+        for (long row = 0; row < count * group; row += even) {
+            long num_rows = std::min(even, count * group - row);
+            long end = before + (row + num_rows - 1) / group + 1;
+            long first = args.window ? std::max(0L, before + row / group + 1 - args.window) : 0;
+            for (long h = 0; h < args.num_kv_heads; h++)
+                whole.push_back({s, h, row, num_rows, first, end, -1});
+            work += (end - first) * args.num_kv_heads;
+        }
+    }
+    // A task of more than its share of all work would leave threads idle at the end.
+    long share = round_up(std::max(MIN_SPLIT, work / (4 * args.num_threads)), TILE_KEYS);
+    for (Task task : whole) {
+        bool split = args.num_threads > 1 && task.num_rows <= MR
+                     && task.end_key - task.first_key > share + MIN_SPLIT;
+        for (long key = task.first_key; key < task.end_key; key += split ? share : task.end_key) {
+            long end = split ? std::min(key + share, task.end_key) : task.end_key;
+            tasks.push_back({task.seq, task.head, task.first_row, task.num_rows, key, end,
+                             split ? num_parts++ : -1});
+        }
+    }
+    return num_parts;
+}
+
+// Parts of one task follow each other: added up, each scaled to the best score of all.
+template <class Op, class T>
+static void merge(Tile<Op, T> &tile, const std::vector<Task> &parts, size_t first, size_t end,
+                  float *buffer, long part_size) {
+    const Task &task = parts[first];
+    for (long r = 0; r < task.num_rows; r++) {
+        auto part = [&](size_t i) { return buffer + parts[i].part * part_size; };
+        float best = -INF, total = 0;
+        float *sums = part(first) + 2 * MR + r * tile.width;
+        for (size_t i = first; i < end; i++) best = std::max(best, part(i)[r]);
+        for (size_t i = first; i < end; i++) {
+            float scale = std::exp(part(i)[r] - best);
+            total += part(i)[MR + r] * scale;
+            const float *more = part(i) + 2 * MR + r * tile.width;
+            for (long c = 0; c < tile.width; c += LANES)
+                store(sums + c, (i > first ? load(sums + c) : F16{}) + load(more + c) * scale);
+        }
+        tile.finish(task, r, sums, best, total);
+    }
+}
+
+template <class Op, class T> static void attention(const Attention &args) {
+    std::vector<Task> tasks, parts;
+    long part_size = 2 * MR + MR * args.v_dim;
+    std::vector<float> buffer(plan(args, tasks) * part_size);
+    for (const Task &task : tasks)
+        if (task.part >= 0) parts.push_back(task);
+    std::sort(tasks.begin(), tasks.end(), [](const Task &a, const Task &b) {
+        return a.num_rows * (a.end_key - a.first_key) > b.num_rows * (b.end_key - b.first_key);
+    });
+#pragma omp parallel num_threads(args.num_threads)
+    {
+        Tile<Op, T> tile(args);
+        write_slots<T>(args);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < tasks.size(); i++) {
+            const Task &task = tasks[i];
+            tile.attend(task);
+            float *part = buffer.data() + task.part * part_size;
+            for (long r = 0; r < task.num_rows; r++) {
+                float *sums = tile.sums + r * tile.width;
+                if (task.part < 0) {
+                    tile.finish(task, r, sums, tile.best[r], tile.total[r]);
+                    continue;
+                }
+                part[r] = tile.best[r], part[MR + r] = tile.total[r];
+                memcpy(part + 2 * MR + r * tile.width, sums, tile.width * sizeof(float));
+            }
+        }
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < parts.size(); i++) {
+            auto same = [&](size_t j) {
+                return parts[i].seq == parts[j].seq && parts[i].head == parts[j].head
+                       && parts[i].first_row == parts[j].first_row;
+            };
+            if (i > 0 && same(i - 1)) continue;
+            size_t end = i + 1;
+            while (end < parts.size() && same(end)) end++;
+            merge(tile, parts, i, end, buffer.data(), part_size);
+        }
+    }
+}
+
+extern "C" void paged_attention(const Attention *args) {
+    args->is_bf16 ? attention<Pairs, bf16>(*args) : attention<Floats, float>(*args);
+}
+
+// ---- Linear layers ----
+
+// Weights [N, K] are kept as panels, each [K dwords, PANEL]: what `micro` reads in order.
+static constexpr long CHUNK_ROWS = 120;   // of the input, for one panel: sums stay in L1
+static constexpr long CHUNK_DEPTH = 512;  // dwords: a panel's part stays in L2
+
+struct Linear {  // as in cpu.py
+    const void *input;           // [rows, K]
+    const int32_t *panels;
+    const float *bias, *scales;  // [columns] or null; int8: of each column
+    const int32_t *column_sums;  // int8: of each column's weights
+    void *out;                   // [rows, columns], half of the columns if gated
+    int64_t rows, columns, depth, out_stride, num_threads;
+    int64_t gated;  // each panel has 32 columns x and then 32 y: the answer is silu(x) * y
+};
+
+// A row of activations as x = (u8 - 128) * scale. Its scale.
+template <class T> static float quantize(const T *row, long size, uint8_t *to) {
+    F16 most = {};
+    for (long i = 0; i < size; i += LANES) {
+        F16 x = load(row + i);
+        most = larger(larger(x, -x), most);
+    }
+    float scale = reduce(most, larger) / 127, factor = scale > 0 ? 1 / scale : 0;
+    for (long i = 0; i < size; i += LANES) {
+        // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits
+        I16 rounded = (I16)(load(row + i) * factor + (12582912.0f + 128));
+        typedef uint8_t U8 __attribute__((vector_size(16), aligned(1), may_alias));
+        *(U8 *)(to + i) = __builtin_convertvector(rounded & 255, U8);
+    }
+    return scale;
+}
+
+// Sums of a chunk's row, as floats, then bias and gate.
+template <class T> static void finish_row(const Linear &args, const F16 *sums, long row, long column) {
+    F16 x[4];
+    for (int i = 0; i < 4; i++) x[i] = sums[i];
+    long width = args.gated ? PANEL / 2 : PANEL;
+    if (args.bias)
+        for (int i = 0; i < 4; i++) x[i] += load(args.bias + column + i * LANES);
+    if (args.gated)
+        for (int i = 0; i < 2; i++) {
+            F16 minus = -x[i];
+            x[i] = x[i] * x[i + 2] / (1 + exp16(minus > 80.0f ? F16{} + 80.0f : minus));
+        }
+    T *out = (T *)args.out + row * args.out_stride + column / PANEL * width;
+    long left = args.out_stride - column / PANEL * width;
+    for (int i = 0; i < width / LANES; i++)
+        if ((i + 1) * LANES <= left) store(out + i * LANES, x[i]);
+        else if (i * LANES < left) {
+            T last[LANES];
+            store(last, x[i]);
+            memcpy(out + i * LANES, last, (left - i * LANES) * sizeof(T));
+        }
+}
+
+template <class Op, class T, class Out, bool is_int8>
+static void linear(const Linear &args) {
+    if (args.rows == 0) return;
+    long num_chunks = (args.rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    long chunk = round_up((args.rows + num_chunks - 1) / num_chunks, MR);
+    long num_panels = (args.columns + PANEL - 1) / PANEL;
+    int32_t *quantized = is_int8 ? scratch(ROWS, args.rows * (args.depth + 1)) : nullptr;
+    float *scales = (float *)(quantized + args.rows * args.depth);
+    const int32_t *input = is_int8 ? quantized : (const int32_t *)args.input;
+#pragma omp parallel num_threads(args.num_threads)
+    {
+        if (is_int8) {
+#pragma omp for schedule(static)
+            for (long r = 0; r < args.rows; r++)
+                scales[r] = quantize((const T *)args.input + r * args.depth * 4, args.depth * 4,
+                                     (uint8_t *)(quantized + r * args.depth));
+        }
+        int32_t *sums = scratch(TILE, CHUNK_ROWS * PANEL);
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < num_panels * num_chunks; i++) {
+            long column = i / num_chunks * PANEL, first = i % num_chunks * chunk;
+            long rows = std::min(chunk, args.rows - first);
+            for (long d = 0; d < args.depth; d += CHUNK_DEPTH)
+                multiply<Op>({input + first * args.depth + d,
+                              args.panels + column * args.depth + d * PANEL, sums, args.depth, PANEL,
+                              PANEL, std::min(CHUNK_DEPTH, args.depth - d), d == 0},
+                             rows, PANEL);
+            for (long r = 0; r < rows; r++) {
+                F16 *row = (F16 *)(sums + r * PANEL);
+                if (is_int8)
+                    for (long c = 0; c < PANEL / LANES; c++) {
+                        I16 offset = *(const I16 *)(args.column_sums + column + c * LANES) * 128;
+                        F16 scale = load(args.scales + column + c * LANES) * scales[first + r];
+                        row[c] = __builtin_convertvector((I16)row[c] - offset, F16) * scale;
+                    }
+                finish_row<Out>(args, row, first + r, column);
+            }
+        }
+    }
+}
+
+// Named by weights, input and output.
+#define LINEAR(name, Op, T, Out, is_int8) \
+    extern "C" void name(const Linear *args) { linear<Op, T, Out, is_int8>(*args); }
+LINEAR(linear_f32_f32_f32, Floats, float, float, false)
+#ifdef __AVX512BF16__
+LINEAR(linear_bf16_bf16_bf16, Pairs, bf16, bf16, false)
+LINEAR(linear_bf16_bf16_f32, Pairs, bf16, float, false)
+#endif
+#ifdef __AVX512VNNI__
+LINEAR(linear_int8_f32_f32, Quads, float, float, true)
+LINEAR(linear_int8_bf16_bf16, Quads, bf16, bf16, true)
+LINEAR(linear_int8_bf16_f32, Quads, bf16, float, true)
+#endif
+
+// ---- Normalization ----
+
+struct RmsNorm {  // as in cpu.py; rows are [outer, inner], each of `size` dense elements
+    const void *input, *weight;
+    void *out;  // dense
+    int64_t outer, inner, outer_stride, inner_stride, size, is_bf16, num_threads;
+    double eps, offset;
+};
+
+// Rows divided by their root mean square, times weight + offset.
+template <class T> static void rms_norm_rows(const RmsNorm &args) {
+    const T *weight = (const T *)args.weight;
+    const long size = args.size;
+    const float offset = args.offset;
+#pragma omp parallel for num_threads(args.num_threads) if (args.outer * args.inner * size > 1 << 16)
+    for (long o = 0; o < args.outer; o++)
+        for (long i = 0; i < args.inner; i++) {
+            const T *row = (const T *)args.input + o * args.outer_stride + i * args.inner_stride;
+            T *out = (T *)args.out + (o * args.inner + i) * size;
+            F16 squares = {};
+            for (long c = 0; c < size; c += LANES) squares += load(row + c) * load(row + c);
+            float scale = 1 / std::sqrt(reduce(squares, sum) / size + (float)args.eps);
+            for (long c = 0; c < size; c += LANES)
+                store(out + c, load(row + c) * scale * (load(weight + c) + offset));
+        }
+}
+
+extern "C" void rms_norm(const RmsNorm *args) {
+    args->is_bf16 ? rms_norm_rows<bf16>(*args) : rms_norm_rows<float>(*args);
+}
+
+// ---- Rotary embedding ----
+
+struct Rotary {  // as in cpu.py
+    void *query, *key;      // [heads, T, dim] by strides, rotated in place
+    const void *cos, *sin;  // [T, dim]
+    int64_t num_tokens, num_heads, num_kv_heads, dim, query_token, query_head, key_token, key_head;
+    int64_t is_bf16, num_threads;
+};
+
+// x * cos + (-second half of x, first half of x) * sin
+template <class T> static void rotate_rows(const Rotary &args) {
+    const long half = args.dim / 2;
+#pragma omp parallel for num_threads(args.num_threads) if (args.num_tokens >= 16)
+    for (long t = 0; t < args.num_tokens; t++) {
+        const T *cos = (const T *)args.cos + t * args.dim, *sin = (const T *)args.sin + t * args.dim;
+        for (long h = 0; h < args.num_heads + args.num_kv_heads; h++) {
+            long k = h - args.num_heads;
+            T *row = k < 0 ? (T *)args.query + t * args.query_token + h * args.query_head
+                           : (T *)args.key + t * args.key_token + k * args.key_head;
+            for (long i = 0; i < half; i += LANES) {
+                F16 x = load(row + i), y = load(row + half + i);
+                store(row + i, x * load(cos + i) - y * load(sin + i));
+                store(row + half + i, y * load(cos + half + i) + x * load(sin + half + i));
+            }
+        }
+    }
+}
+
+extern "C" void rotary(const Rotary *args) {
+    args->is_bf16 ? rotate_rows<bf16>(*args) : rotate_rows<float>(*args);
+}
