@@ -15,8 +15,9 @@ from typing import TypeVar
 from inference.errors import InvalidGrammar
 from inference.request import Constraint, ModelInfo
 from inference.text import grammar
-from inference.text.grammar import Compiler, Part, Thought
+from inference.text.grammar import Compiler, Part
 from inference.text.syntax import calls_of, reasoning_of
+from inference.text.thinking import Thought
 from openai_api.errors import InvalidRequest, Unavailable
 from openai_api.serializers.formats import Format, only_format
 from openai_api.serializers.schemas import check_schema

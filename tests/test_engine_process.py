@@ -11,10 +11,9 @@ import pytest
 from inference import service
 from inference.config import EngineConfig
 from inference.engine.thread import ThreadEngine
-from tests.helpers import in_process_client
-from tests.test_serve import MANAGE, SMALL, Process, needs_demo_model, port, running
+from tests.helpers import free_port, in_process_client
+from tests.test_serve import MANAGE, SMALL, Process, needs_demo_model, running
 
-assert port  # a fixture
 CHAT = {
     "model": "nanollmserve-demo",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -53,8 +52,9 @@ def start_engine(tmp_path: Path, address: Path):
 
 @needs_demo_model
 def test_a_server_outlives_its_engine(
-    tmp_path: Path, port: int, address: Path, transactional_db: None
+    tmp_path: Path, address: Path, transactional_db: None
 ) -> None:
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [*MANAGE, "serve", "--port", str(port), "--engine-address", str(address)]
     with (

@@ -126,14 +126,19 @@ class EngineClient:
         return self._model
 
     @property
+    def num_unfinished(self) -> int:
+        """Requests, waiting and running."""
+        return len(self._generations)
+
+    @property
     def max_num_unfinished(self) -> int:
-        """Requests, waiting and running together, beyond which more are refused."""
+        """How many there may be; more are refused."""
         return self._max_num_unfinished
 
     def check_capacity(self, num_requests: int = 1) -> None:
         """Raise EngineNotReady or EngineOverloaded; cheap enough to ask before tokenizing."""
         _ = self.model
-        if self._num_unfinished() + num_requests > self._max_num_unfinished:
+        if self.num_unfinished + num_requests > self._max_num_unfinished:
             raise EngineOverloaded("The server's queue is full. Please try again later.")
 
     def check_prompt(self, token_ids: list[int], max_tokens: int | None = None) -> None:
@@ -176,9 +181,6 @@ class EngineClient:
 
     def _withdraw(self, request_id: str) -> None:
         raise NotImplementedError
-
-    def _num_unfinished(self) -> int:
-        return len(self._generations)
 
     def _publish(self, outputs: list[Output]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta | EngineError]]]

@@ -2,7 +2,8 @@
 
     hello    both, first  version of the program, PROTOCOL
     model    server       facts of the model, once it is loaded; again to each new client
-    update   server       state, stage, stats, outputs; at most one for each step and client
+    update   server       state, stage, number of unfinished requests of all clients, stats,
+                          outputs; at most one for each step and client
     add      client       facts of a request
     abort    client       request id
 
@@ -14,6 +15,7 @@ import asyncio
 import struct
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -113,9 +115,9 @@ def request_of(facts: dict[str, Any], constraint: Constraint | None) -> Request:
 
 
 def model_facts(model: ModelInfo) -> dict[str, Any]:
-    """All but the tokenizer, of which only the place is told: the client loads it by itself."""
-    place = str(getattr(model.tokenizer, "name_or_path", ""))
-    return facts_of(model) | {"tokenizer": place}
+    """All but the tokenizer, of which only the folder is told: the client loads it by itself."""
+    place = getattr(model.tokenizer, "name_or_path", "")
+    return facts_of(model) | {"tokenizer": place and str(Path(place).resolve())}
 
 
 def model_of(facts: dict[str, Any], tokenizer: Any) -> ModelInfo:

@@ -32,6 +32,7 @@ class SocketEngine(EngineClient):
         self._address, self._load_tokenizer, self._version = address, load_tokenizer, version
         self._writer: asyncio.StreamWriter | None = None
         self._retry_s, self._reason = FIRST_RETRY_S, ""
+        self._num_shared = 0
         self._loop = asyncio.new_event_loop()
         self._session = self._loop.create_task(self._stay_connected())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -41,6 +42,11 @@ class SocketEngine(EngineClient):
         """Leave the engine process, which goes on without what is unfinished here."""
         self._soon(self._session.cancel)
         self._thread.join(timeout_s)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Of all that share the engine, as far as is known here: it has the last word."""
+        return max(len(self._generations), self._num_shared)
 
     def _submit(self, request: Request) -> None:
         try:
@@ -52,10 +58,6 @@ class SocketEngine(EngineClient):
 
     def _withdraw(self, request_id: str) -> None:
         self._soon(self._send, frames.encode("abort", request_id))
-
-    def _num_unfinished(self) -> int:
-        """Here, or in all processes that share the engine; it has the last word."""
-        return max(len(self._generations), self.stats.num_running + self.stats.num_waiting)
 
     def _soon(self, function: Callable[..., object], *arguments: Any) -> None:
         with suppress(RuntimeError):  # closed; `generate` looks at the status
@@ -116,9 +118,14 @@ class SocketEngine(EngineClient):
         logger.info("%s is served by the engine process at %s", facts["name"], self._address)
 
     def _take_update(
-        self, state: str, stage: str, stats: dict[str, Any], outputs: tuple[Any, ...]
+        self,
+        state: str,
+        stage: str,
+        num_unfinished: int,
+        stats: dict[str, Any],
+        outputs: tuple[Any, ...],
     ) -> None:
-        self.stats = EngineStats(**stats)
+        self._num_shared, self.stats = num_unfinished, EngineStats(**stats)
         if state == "ready":
             self.status.state, self.status.stage = state, stage
         else:  # also where it has failed: another one may take its place

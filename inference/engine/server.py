@@ -185,8 +185,8 @@ class Connection:
     def _write_updates(self) -> None:
         """Everything that the client does not know yet."""
         self._due.clear()
-        self._told = state, stage, stats = self._news()
-        if state == "ready" and not self._knows_model:
+        self._told = self._news()
+        if self._told[0] == "ready" and not self._knows_model:
             with suppress(EngineNotReady):  # it stops just now
                 facts = frames.model_facts(self._engine.model)
                 self._writer.write(frames.encode("model", facts, self._engine.max_num_unfinished))
@@ -195,9 +195,10 @@ class Connection:
         for part in self._encoded([frames.output_facts(*output) for output in outputs]):
             self._writer.write(part)
 
-    def _news(self) -> tuple[str, str, dict[str, Any]]:
+    def _news(self) -> tuple[str, str, int, dict[str, Any]]:
         engine = self._engine
-        return engine.status.state, engine.status.stage, frames.facts_of(engine.stats)
+        status, stats = engine.status, frames.facts_of(engine.stats)
+        return status.state, status.stage, engine.num_unfinished, stats
 
     def _taken(self) -> list[tuple[str, Delta | EngineError]]:
         """What has arrived for the requests since the last frame."""

@@ -5,10 +5,9 @@ refer to the others by name.
 """
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +21,7 @@ from inference.errors import ConstraintFailed, InvalidGrammar
 from inference.request import ModelInfo
 from inference.text.parameters import followed
 from inference.text.syntax import Calls, Reasoning
+from inference.text.thinking import ThinkingBudget, Thought
 
 Part = dict[str, Any]
 Schema = dict[str, Any] | bool
@@ -35,7 +35,6 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separ
 _JSON_LIMITS = LLParserLimits(max_items_in_row=15_000, step_max_items=100_000)
 _NUM_TRIAL_TOKENS = 4
 STACK_SIZE = 64 * 1024**2  # of threads that compile: a chain of references is recursion
-_MAX_CHARACTER = 4  # bytes, and so tokens, of one character
 _ANY_TEXT = "/(?s:.*)/"
 
 
@@ -78,15 +77,6 @@ def tags_part(tags: list[dict[str, Any]], triggers: list[str]) -> Part:
             StructTag(trigger=trigger, begin=tag["begin"], grammar=body, end=tag["end"])
         )
     return {"lark_grammar": StructTag.to_grammar(struct_tags, assume_special=False)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thought:
-    """What may come before the answer: a thought that is open already, or could be opened."""
-
-    reasoning: Reasoning
-    is_open: bool
-    max_tokens: int | None = None
 
 
 class Compiler:
@@ -307,7 +297,7 @@ class GrammarState:
     def __init__(
         self,
         matcher: LLMatcher | None,
-        budget: "ThinkingBudget | None",
+        budget: ThinkingBudget | None,
         forget: Callable[[], None],
     ) -> None:
         self._matcher, self._budget, self._forget = matcher, budget, forget
@@ -336,45 +326,6 @@ class GrammarState:
             reason = self._matcher.get_error().partition("\n")[0][:200]
             raise ConstraintFailed(f"The answer could not be kept to its grammar: {reason}")
         return self._matcher.is_stopped()
-
-
-class ThinkingBudget:
-    """Counts the tokens of a thought, and ends it when there are too many."""
-
-    def __init__(self, thought: Thought, tokenizer: Any) -> None:
-        self._reasoning, self._tokenizer = thought.reasoning, tokenizer
-        self._left = thought.max_tokens or 0
-        closing = thought.reasoning.close
-        if not thought.reasoning.anywhere:
-            closing = f"\n{closing}\n\n"
-        self._closing = deque(tokenizer.encode(closing, add_special_tokens=False))
-        self._inside: bool | None = True if thought.is_open else None  # None: not begun yet
-        self._recent: list[int] = []
-        self._is_amid = False
-
-    def forced_token(self) -> int | None:
-        """The token that must come next because the budget is used up, if it is."""
-        due = self._left <= 0 and not (self._is_amid and self._left > -_MAX_CHARACTER)
-        return self._closing[0] if self._inside and due and self._closing else None
-
-    def advance(self, token_id: int) -> None:
-        """Count a token."""
-        if self._inside is False:
-            return
-        if self.forced_token() is not None:
-            self._closing.popleft()
-            self._inside = bool(self._closing)
-            return
-        self._recent = [*self._recent[-15:], token_id]
-        text = self._tokenizer.decode(self._recent)
-        self._is_amid = text.endswith("\ufffd")  # in the middle of a character
-        if self._inside:
-            self._left -= 1
-            self._inside = self._reasoning.close not in text
-        elif self._reasoning.open in text:
-            self._inside, self._recent = True, []
-        elif not self._reasoning.open.startswith(text.strip()[: len(self._reasoning.open)]):
-            self._inside = False
 
 
 def _demanded_texts(part: Part) -> Iterator[str]:

@@ -21,8 +21,9 @@ from inference.errors import (
     ModelLoadError,
 )
 from inference.request import Delta, ModelInfo, Request, SamplingParams, TokenLogprob
-from inference.text.grammar import Thought, choice_part, compiler_of, json_part
+from inference.text.grammar import choice_part, compiler_of, json_part
 from inference.text.syntax import REASONING
+from inference.text.thinking import Thought
 from tests.helpers import byte_tokenizer, scripted_engine
 from tests.inference.engine_server import VERSION, connected, served
 from tests.inference.memory_runner import make_core, make_request, naive
@@ -119,7 +120,7 @@ async def test_all_clients_together_are_bounded(address):
     with engine_at(address) as engine, ready(address) as one, ready(address) as other:
         engine.gate.clear()
         generations = [one.generate(make_request(str(i), [1, 2], 2)) for i in range(6)]
-        wait_until(lambda: other.stats.num_running + other.stats.num_waiting == 6)
+        wait_until(lambda: other.num_unfinished == 6)
         with pytest.raises(EngineOverloaded):
             other.check_capacity()
 
@@ -255,7 +256,7 @@ async def outputs_of(sock) -> list[tuple]:
     while not outputs or outputs[-1][3] is None:
         kind, *arguments = await frames.read(reader)
         if kind == "update":
-            outputs += arguments[3]
+            outputs += arguments[-1]
     writer.close()
     return outputs
 
