@@ -36,9 +36,11 @@ node: .venv/.requirements-dev ## the main cases with OpenAI's library for Node (
 recovery: .venv/.requirements-dev ## kill the server in the middle of background responses
 	.venv/bin/python -m tests.clients.recovery_check $(ARGS)
 
-benchmark: .venv/.requirements ## what grammars and storage cost, or ARGS="--model DIR --streams 8"
-	.venv/bin/python -m benchmarks.structured $(ARGS)
-	.venv/bin/python -m benchmarks.storage $(ARGS)
+BENCHMARKS ?= engine serve structured storage
+benchmark: .venv/.requirements ## the quick ones, or BENCHMARKS=serve ARGS="--start qwen3-0.6b"
+	@for name in $(BENCHMARKS); do \
+	    echo "python -m benchmarks.$$name $(ARGS)" && \
+	    .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lint: .venv/.requirements-dev ## check format, rules, types, Django's settings, migrations
 	.venv/bin/ruff format --check .

@@ -58,7 +58,10 @@ class EngineConfig:
     )
     max_num_seqs: int = setting(64, "Most sequences in one batch.", minimum=1)
     max_num_batched_tokens: int | None = setting(
-        None, "Token budget of one step; 128 on CPU and 8192 on GPU by default.", minimum=1
+        None,
+        "Token budget of one step; by default 8192 on GPU, and on CPU 128 while tokens are "
+        "generated and 512 else.",
+        minimum=1,
     )
     max_num_queued_reqs: int = setting(
         256, "Requests that may wait for a place; more are refused with 429.", minimum=1
@@ -102,3 +105,7 @@ class EngineConfig:
     def token_budget(self, device_type: str) -> int:
         """Tokens of one step: on a CPU so few that a long prompt delays no stream noticeably."""
         return self.max_num_batched_tokens or (128 if device_type == "cpu" else 8192)
+
+    def prefill_budget(self, device_type: str) -> int:
+        """Tokens of a step that delays no stream."""
+        return self.max_num_batched_tokens or (512 if device_type == "cpu" else 8192)

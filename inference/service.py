@@ -147,6 +147,7 @@ def _limits(
         max_model_len=runner.max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max(budget, max_num_seqs) if loaded.paged else runner.max_model_len,
+        max_num_prefill_tokens=config.prefill_budget(loaded.device.type) if loaded.paged else 0,
         block_size=config.block_size,
         eos_token_ids=loaded.eos_token_ids,
         enable_prefix_caching=config.enable_prefix_caching and loaded.paged,
