@@ -1,6 +1,7 @@
 """What the engine can be told. Each field is also a flag of `serve` and a NANOLLM_* variable."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from inference.demo_model import DEMO_MODEL_PATH
@@ -87,6 +88,13 @@ class EngineConfig:
         choices=("none", "ngram"),
     )
     num_speculative_tokens: int = setting(8, "Most tokens guessed at a time.", minimum=1)
+    engine_address: Path | None = setting(
+        None,
+        "Unix socket of an engine process, which `manage.py engine` starts and any number of "
+        "servers share; without it each server has its own engine.",
+        pattern=".{1,100}",  # a socket's path has no room for more
+        allowed="a path of at most 100 characters",
+    )
     seed: int | None = setting(
         None,
         "Seed of requests that bring none; random by default.",

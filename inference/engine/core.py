@@ -13,14 +13,14 @@ from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
-from inference.errors import ConstraintFailed, EngineFailed
+from inference.errors import ConstraintFailed, EngineError, EngineFailed
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request
 
 logger = logging.getLogger(__name__)
 
-Output = tuple[str, Delta | EngineFailed]  # request id, what the step brought for it
+Output = tuple[str, Delta | EngineError]  # request id, what the step brought for it
 
 
 class Runner(Protocol):

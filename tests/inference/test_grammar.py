@@ -23,9 +23,10 @@ from inference.errors import ConstraintFailed, InvalidGrammar
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, ModelInfo, Request, SamplingParams
 from inference.text import grammar
-from inference.text.grammar import AnswerGrammar, Compiler, GrammarState, Thought
+from inference.text.grammar import AnswerGrammar, Compiler, GrammarState
 from inference.text.output_parser import OutputParser
 from inference.text.syntax import CALLS, REASONING
+from inference.text.thinking import Thought
 from tests.helpers import byte_tokenizer
 from tests.inference.memory_runner import MemoryRunner
 
