@@ -129,6 +129,7 @@ async def conversation_so_far(
         context, position = await _context(body)
     if any(item["type"] == "item_reference" for item in items):
         items = await read(rows.referenced, items, context)
+    conversations.refuse_known((), items, "input")
     return context, items, position
 
 

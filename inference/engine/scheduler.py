@@ -83,6 +83,8 @@ class Scheduler:
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: Batch) -> int:
         count = min(seq.num_pending_tokens, budget)
+        if self.waiting and count > 1:  # nobody waits for the end of somebody else's long prompt
+            count = min(count, max(budget // 2, 1))
         draft = self.proposer.propose(seq, len(self.running))[: budget - count]
         if draft and self.pool.grow(seq, seq.num_computed_tokens + count + len(draft)):
             batch.add(seq, count, draft)

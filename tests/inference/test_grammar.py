@@ -418,13 +418,13 @@ def test_no_step_takes_long():
     except InvalidGrammar:
         return
     for _ in range(12):
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             allowed(state, words.size)
             state.advance(words.encode("a")[0])
         except ConstraintFailed:
             return
-        assert time.perf_counter() - started < 0.25
+        assert time.thread_time() - started < 0.25
 
 
 # Calls
