@@ -15,14 +15,17 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
 from inference.service import get_engine
+from openai_api import keys
 from openai_api.errors import (
     InvalidRequest,
     Overloaded,
+    Unauthorized,
     UnsupportedParameter,
     as_api_error,
     error_body,
 )
 from openai_api.history import Outcome, Record
+from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
 from openai_api.prompts import check_model, check_prompt
 from openai_api.protocol.ids import new_request_id
@@ -64,7 +67,18 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         self._waiting: list[int] = []  # sizes of the messages that wait for their turn
         self._is_over = False
         self._clock = asyncio.create_task(self._end_of_time())
-        await self.accept()
+        await self.accept()  # daphne cannot refuse with a status and a body
+        try:
+            await self._authenticate()
+        except Unauthorized as exc:
+            await self._send_error(exc)
+            await self.close(POLICY_VIOLATION)
+
+    async def _authenticate(self) -> ApiKey | None:
+        """The key of the connection, at the beginning and again for each response."""
+        await keys.refresh()
+        headers = {name.decode(): value.decode("latin-1") for name, value in self.scope["headers"]}
+        return keys.identify(headers)
 
     async def disconnect(self, code: int) -> None:
         self._clock.cancel()
@@ -155,10 +169,11 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
     async def _answer(self, lane: Lane, message: dict, record: Record) -> None:
         outcome, status = Outcome.CANCELLED, None
         try:
-            await record.open()
+            key = await self._authenticate()
+            await record.open(key)
             if self._is_over:
                 raise connection_is_over()
-            await self._create(lane, message, record)
+            await self._create(lane, message, record, key)
             outcome, status = Outcome.SUCCEEDED, 200
         except Exception as exc:
             error = as_api_error(exc)
@@ -166,6 +181,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             record.fail(status, error_body(error))
             _evict(lane, message.get("previous_response_id"))
             await self._send_error(error, lane.stream_id)
+            if isinstance(exc, Unauthorized):  # the key has been revoked
+                await self.close(POLICY_VIOLATION)
         finally:
             lane.run = None
             record.abort_answers()
@@ -174,13 +191,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             else:
                 await record.close(outcome, status)
 
-    async def _create(self, lane: Lane, message: dict, record: Record) -> None:
+    async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
         body = _body_of(message)
         record.describe(body)
         engine = get_engine()
-        check_model(engine.model, body["model"])
+        check_model(engine.model, body["model"], key)
         prepared = await prepare(engine.model, body, self._remembered(body))
         if warm_up:
             prepared = prepared.as_warm_up()

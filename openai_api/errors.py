@@ -4,6 +4,8 @@ ApiError                        500
     InvalidRequest              400  a parameter is missing, malformed or unsupported
         UnsupportedParameter    400
         ContextTooLong          400
+        Unauthorized            401
+        ModelNotAllowed         403
         NotFound                404
             ModelNotFound       404
         ConversationLocked      409  of a passing condition alone: clients try again by themselves
@@ -58,6 +60,19 @@ class UnsupportedParameter(InvalidRequest):
 
 class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class Unauthorized(InvalidRequest):
+    status_code = 401
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class ModelNotAllowed(InvalidRequest):
+    status_code = 403
+    code = "model_not_allowed"
+    param = "model"
 
 
 class NotFound(InvalidRequest):

@@ -3,9 +3,10 @@
 import logging
 import time
 
+from openai_api import keys
 from openai_api.answers import Answer, total_usage
 from openai_api.database import write, write_later
-from openai_api.models import RequestLog
+from openai_api.models import ApiKey, RequestLog
 
 logger = logging.getLogger("openai_api.request")
 
@@ -13,7 +14,10 @@ Outcome = RequestLog.Outcome
 
 
 class Record:
-    """The history of one request. However it ends, `close` is called once and the row says how."""
+    """The history of one request. However it ends, `close` is called once and the row says how.
+
+    A request that was refused before `open` is in the log alone.
+    """
 
     def __init__(self, request_id: str, endpoint: str, client: str, user_agent: str) -> None:
         self.id = request_id
@@ -22,10 +26,16 @@ class Record:
         )
         self.answers: list[Answer] = []
         self._started = time.monotonic()
-        self._closed = False
+        self._is_kept = self._closed = False
 
-    async def open(self) -> None:
-        await write(self.row.save)
+    async def open(self, key: ApiKey | None) -> None:
+        self.row.key, self._is_kept = key, True
+        await write(self._insert)
+
+    def _insert(self) -> None:
+        self.row.save(force_insert=True)
+        if self.row.key is not None:
+            keys.touch(self.row.key)
 
     def describe(self, body: dict) -> None:
         """What the checked body tells of the request."""
@@ -65,12 +75,13 @@ class Record:
         if self.answers:
             self._count_tokens(row)
         logger.info(
-            "%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
-            row.endpoint, row.status or "-", row.outcome, row.duration_s,
+            "%s%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
+            row.endpoint, f" by {row.key}" if row.key else "",
+            row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
         )  # fmt: skip
-        return True
+        return self._is_kept
 
     def _count_tokens(self, row: RequestLog) -> None:
         total = total_usage(self.answers)

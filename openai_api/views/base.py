@@ -8,8 +8,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference.service import EngineClient, get_engine
+from openai_api import keys
 from openai_api.errors import BodyTooLarge, as_api_error, error_body
 from openai_api.history import Outcome, Record
+from openai_api.models import ApiKey
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import Encode, EventStream, event_stream
 
@@ -28,8 +30,9 @@ class AsyncAPIView(APIView):
         self.request = request = self.initialize_request(request, *args, **kwargs)
         self.record = new_record(request)
         try:
-            await self.record.open()
+            await keys.refresh()  # DRF's authentication is synchronous
             self.initial(request, *args, **kwargs)
+            await self.record.open(request.auth)  # strangers leave no row: they could fill the disk
             self._receive_body(request)
             handler = self._get_handler(request.method.lower())
             response = await handler(request, *args, **kwargs)
@@ -50,6 +53,15 @@ class AsyncAPIView(APIView):
     @property
     def engine(self) -> EngineClient:
         return get_engine()
+
+    @property
+    def key(self) -> ApiKey | None:
+        return self.request.auth
+
+    @property
+    def owner(self) -> int | None:
+        """To whom belongs what this request makes, and what it can see; None is nobody."""
+        return self.key and self.key.pk
 
     def handle_exception(self, exc: Exception) -> Response:
         response = super().handle_exception(exc)

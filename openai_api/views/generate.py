@@ -22,7 +22,7 @@ class GenerateView(AsyncAPIView):
         body = validated(self.serializer_class, self.request.data)
         self.record.describe(body)
         model = self.engine.model
-        check_model(model, body["model"])
+        check_model(model, body["model"], self.key)
         return body, model
 
     def queue(

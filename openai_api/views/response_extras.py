@@ -4,7 +4,7 @@ from rest_framework.response import Response
 
 from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.errors import InvalidRequest
-from openai_api.prompts import served_names
+from openai_api.prompts import any_model, check_model
 from openai_api.protocol.events import response_usage
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls
@@ -20,8 +20,9 @@ class InputTokensView(AsyncAPIView):
 
     async def post(self, request):
         model = self.engine.model
-        data = {"model": served_names(model)[0], "input": [], **request.data}
+        data = {"model": any_model(model, self.key), "input": [], **request.data}
         body = validated(ResponseSerializer, data) | {"context_management": []}
+        check_model(model, body["model"], self.key)
         prepared = await prepare(model, body)
         num_tokens = len(prepared.choice.prompt_token_ids)
         return Response({"object": "response.input_tokens", "input_tokens": num_tokens})

@@ -1,7 +1,7 @@
 from rest_framework.response import Response
 
 from inference.request import ModelInfo
-from openai_api.prompts import chat_prompt, check_model, check_token_ids, tokenize
+from openai_api.prompts import any_model, chat_prompt, check_model, check_token_ids, tokenize
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.serializers.tokenize import DetokenizeSerializer, TokenizeSerializer
 from openai_api.tools import as_function
@@ -16,8 +16,7 @@ class TokenView(AsyncAPIView):
     def read_body(self) -> tuple[dict, ModelInfo]:
         model = self.engine.model
         body = validated(self.serializer_class, self.request.data)
-        if "model" in body:
-            check_model(model, body["model"])
+        check_model(model, body.get("model") or any_model(model, self.key), self.key)
         return body, model
 
 
