@@ -17,6 +17,7 @@ from openai_api import response_rows as rows
 from openai_api import retention
 from openai_api.database import read, write
 from openai_api.errors import as_api_error
+from openai_api.prompts import salted
 from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run, failure
 from openai_api.serializers.fields import validated
@@ -88,27 +89,27 @@ async def _drain(events) -> None:
 
 
 async def _recover() -> None:
-    ids = await write(rows.abandoned)
-    if ids:
-        logger.warning("going on with %d background responses", len(ids))
-    while ids and get_engine().status.state == "loading":
+    found = await write(rows.abandoned)
+    if found:
+        logger.warning("going on with %d background responses", len(found))
+    while found and get_engine().status.state == "loading":
         await asyncio.sleep(0.1)
-    for response_id in ids:
+    for response_id, owner in found:
         try:
-            await _resume(response_id)
+            await _resume(response_id, owner)
         except Exception as exc:
             error = failure(as_api_error(exc))["error"]
-            row = await read(rows.find, response_id)
+            row = await read(rows.find, response_id, owner)
             await write(rows.fail, row, error)
 
 
-async def _resume(response_id: str) -> None:
+async def _resume(response_id: str, owner: int | None) -> None:
     """Go on after the last event that was kept."""
-    row = await read(rows.find, response_id)
+    row = await read(rows.find, response_id, owner)
     past, token_ids = await read(rows.past_of, response_id)
-    body = validated(ResponseSerializer, row.body) | {"input": row.input}
+    body = salted(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
     context = await read(rows.context_of, row)
-    prepared = await prepare(get_engine().model, body, context)
+    prepared = await prepare(get_engine().model, body, owner, context)
     while True:
         try:
             answer = prepared.answer(get_engine(), token_ids)

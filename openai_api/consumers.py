@@ -27,7 +27,7 @@ from openai_api.errors import (
 from openai_api.history import Outcome, Record
 from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
-from openai_api.prompts import check_model, check_prompt
+from openai_api.prompts import check_model, check_prompt, salted
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
 from openai_api.response_requests import Prepared, prepare
@@ -194,11 +194,12 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
     async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
-        body = _body_of(message)
+        owner = key and key.pk
+        body = salted(_body_of(message), owner)
         record.describe(body)
         engine = get_engine()
         check_model(engine.model, body["model"], key)
-        prepared = await prepare(engine.model, body, self._remembered(body))
+        prepared = await prepare(engine.model, body, owner, self._remembered(body))
         if warm_up:
             prepared = prepared.as_warm_up()
         params = prepared.choice.params

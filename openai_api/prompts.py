@@ -31,6 +31,16 @@ def served_names(model: ModelInfo) -> tuple[str, ...]:
     return settings.API.served_model_name or (model.name,)
 
 
+def salted(body: dict, owner: int | None) -> dict:
+    """The body with a salt that no other key has: a prefix found in the cache tells what was said.
+
+    How long the first token takes would tell other keys, too.
+    """
+    if settings.API.prefix_cache_scope == "global":
+        return body
+    return body | {"cache_salt": f"{owner or 'nobody'}:{body['cache_salt']}"}
+
+
 def allowed_names(model: ModelInfo, key: ApiKey | None) -> tuple[str, ...]:
     return tuple(name for name in served_names(model) if key is None or key.allows(name))
 

@@ -57,12 +57,14 @@ def with_seed(body: dict) -> dict:
     return body | {"seed": secrets.randbits(63)}
 
 
-async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = None) -> Prepared:
+async def prepare(
+    model: ModelInfo, body: dict, owner: int | None, context: list[dict] | None = None
+) -> Prepared:
     """Raises InvalidRequest or ContextTooLong naming the field.
 
     `context` holds the items that came before, if the caller knows them.
     """
-    context, items, position = await conversation_so_far(body, context)
+    context, items, position = await conversation_so_far(body, owner, context)
     check_calls(context + items)
     if body["background"]:
         body = with_seed(body)
@@ -84,6 +86,7 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         logprobs=body["top_logprobs"] if LOGPROBS in body["include"] else None,
     )
     row = _row(body, params, items, position)
+    row.key_id = owner
     choice = Choice(prompt, params, constraint=constraint)
     prepared = Prepared(body, row, choice, use, before + rest, first_items)
     return prepared.as_warm_up() if is_trigger else prepared
@@ -121,21 +124,21 @@ def _told(context: list[dict], items: list[dict]) -> tuple[list[dict], list[dict
 
 
 async def conversation_so_far(
-    body: dict, context: list[dict] | None = None
+    body: dict, owner: int | None, context: list[dict] | None = None
 ) -> tuple[list[dict], list[dict], int | None]:
     """What came before, the request's own items, and the key of a conversation's last item."""
     items, position = body.get("input", []), None
     if context is None:
-        context, position = await _context(body)
+        context, position = await _context(body, owner)
     if any(item["type"] == "item_reference" for item in items):
-        items = await read(rows.referenced, items, context)
+        items = await read(rows.referenced, items, context, "input", owner)
     return context, items, position
 
 
-async def _context(body: dict) -> tuple[list[dict], int | None]:
+async def _context(body: dict, owner: int | None) -> tuple[list[dict], int | None]:
     if (conversation_id := body.get("conversation")) is None:
-        return await read(rows.chain_items, body.get("previous_response_id")), None
-    context, position = await read(conversations.context, conversation_id)
+        return await read(rows.chain_items, body.get("previous_response_id"), owner), None
+    context, position = await read(conversations.context, conversation_id, owner)
     known = (item["id"] for item in context)
     conversations.refuse_known(known, body.get("input", []), "input")
     return context, position

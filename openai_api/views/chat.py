@@ -58,7 +58,7 @@ class ChatCompletionsView(GenerateView):
 
         async def keep(completion: dict) -> None:
             messages = self.request.data["messages"]
-            await write(stored_chats.save, completion, messages, body["metadata"])
+            await write(stored_chats.save, completion, messages, body["metadata"], self.owner)
 
         if body["stream"]:
             return await self.stream(chunks.recorded(keep), data)

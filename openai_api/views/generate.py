@@ -4,7 +4,7 @@ from rest_framework.response import Response
 
 from inference.request import ModelInfo
 from openai_api.answers import Answer, Choice
-from openai_api.prompts import check_model, check_prompt
+from openai_api.prompts import check_model, check_prompt, salted
 from openai_api.protocol.sse import data
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.tools import NO_TOOLS, ToolUse
@@ -23,7 +23,7 @@ class GenerateView(AsyncAPIView):
         self.record.describe(body)
         model = self.engine.model
         check_model(model, body["model"], self.key)
-        return body, model
+        return salted(body, self.owner), model
 
     def queue(
         self,

@@ -23,7 +23,7 @@ class InputTokensView(AsyncAPIView):
         data = {"model": any_model(model, self.key), "input": [], **request.data}
         body = validated(ResponseSerializer, data) | {"context_management": []}
         check_model(model, body["model"], self.key)
-        prepared = await prepare(model, body)
+        prepared = await prepare(model, body, self.owner)
         num_tokens = len(prepared.choice.prompt_token_ids)
         return Response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
@@ -37,7 +37,7 @@ class CompactView(GenerateView):
         if request.data.get("model") is None:
             raise missing("model")
         body, _ = self.read_body()
-        context, items, _ = await conversation_so_far(body)
+        context, items, _ = await conversation_so_far(body, self.owner)
         items = after_compaction(context + items)
         check_calls(items)
         if not items:

@@ -27,7 +27,7 @@ class ResponsesView(GenerateView):
 
     async def _create(self, key: idempotency.Key | None):
         body, model = self.read_body()
-        prepared = await prepare(model, body)
+        prepared = await prepare(model, body, self.owner)
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
         self.engine.check_capacity()
         self.record.row.response_id = prepared.row.id
@@ -65,16 +65,16 @@ class ResponseView(AsyncAPIView):
 
     async def get(self, request, response_id: str):
         query = validated_query(ResponseQuery, request.query_params)
-        row = await read(rows.find, response_id)
+        row = await read(rows.find, response_id, self.owner)
         if query["stream"]:
-            after = query["starting_after"]
-            events = runs.replay(response_id, after)  # there may be nothing new for long
+            events = runs.replay(response_id, query["starting_after"], self.owner)
+            # there may be nothing new for long
             return await self.stream(events, named_event, patience_s=0.05)
         return Response(row.to_dict())
 
     async def delete(self, request, response_id: str):
-        await runs.cancel(response_id)
-        await write(rows.delete, response_id)
+        await runs.cancel(response_id, self.owner)
+        await write(rows.delete, response_id, self.owner)
         return Response({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -83,17 +83,17 @@ class ResponseInputItemsView(AsyncAPIView):
 
     async def get(self, request, response_id: str):
         query = validated_query(ItemsQuery, request.query_params)
-        return Response(await read(rows.input_items_page, response_id, query))
+        return Response(await read(rows.input_items_page, response_id, query, self.owner))
 
 
 class CancelResponseView(AsyncAPIView):
     """POST /v1/responses/{id}/cancel, for background responses; what has ended stays as it is."""
 
     async def post(self, request, response_id: str):
-        row = await read(rows.find, response_id)
+        row = await read(rows.find, response_id, self.owner)
         if not row.background:
             message = "Only a response that was created with background=true can be cancelled."
             raise InvalidRequest(message, "response_id", "invalid_value")
-        await runs.cancel(response_id)
-        row = await read(rows.find, response_id)
+        await runs.cancel(response_id, self.owner)
+        row = await read(rows.find, response_id, self.owner)
         return Response(row.to_dict())
