@@ -15,8 +15,10 @@ from inference.errors import EngineNotReady, EngineOverloaded
 from inference.service import get_engine
 from openai_api import response_rows as rows
 from openai_api import retention
-from openai_api.database import read, write
+from openai_api.database import read, write, write_later
 from openai_api.errors import as_api_error
+from openai_api.history import charge
+from openai_api.limits import Lease
 from openai_api.prompts import salted
 from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run, failure
@@ -70,16 +72,21 @@ async def begin(prepared: Prepared) -> Run:
 
 async def _begin(prepared: Prepared) -> Run:
     run = Run(prepared.row, prepared.answer(get_engine()), **prepared.run_options)
+    prepared.lease.answers = [run.answer]
     events = run.drive()
     await anext(events)  # the row has been created
-    _keep(run, events)
+    _keep(run, events, prepared.lease)
     return run
 
 
-def _keep(run: Run, events) -> None:
+def _keep(run: Run, events, lease: Lease) -> None:
+    def ended(_: asyncio.Task) -> None:
+        _tasks.pop(run.row.pk, None)
+        write_later(charge, run.row.key_id, run.answer, lease)
+
     task = asyncio.create_task(_drain(events))
     _tasks[run.row.pk] = task
-    task.add_done_callback(lambda _: _tasks.pop(run.row.pk, None))
+    task.add_done_callback(ended)
 
 
 async def _drain(events) -> None:
@@ -117,4 +124,4 @@ async def _resume(response_id: str, owner: int | None) -> None:
         except (EngineOverloaded, EngineNotReady):
             await asyncio.sleep(1)
     run = Run(row, answer, **prepared.run_options, past=past)
-    _keep(run, run.drive())
+    _keep(run, run.drive(), prepared.lease)

@@ -25,6 +25,7 @@ from openai_api.errors import (
     error_body,
 )
 from openai_api.history import Outcome, Record
+from openai_api.limits import estimate
 from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
 from openai_api.prompts import check_model, check_prompt, salted
@@ -199,13 +200,17 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         record.describe(body)
         engine = get_engine()
         check_model(engine.model, body["model"], key)
+        await record.admit()
         prepared = await prepare(engine.model, body, owner, self._remembered(body))
         if warm_up:
             prepared = prepared.as_warm_up()
+        record.summaries = prepared.summaries
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
+        record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))
         answer = prepared.answer(engine)
-        record.answers, record.row.response_id = [answer], prepared.row.id
+        record.expect([answer])
+        record.row.response_id = prepared.row.id
         lane.run = Run(prepared.row, answer, **prepared.run_options)
         async with aclosing(lane.run.drive()) as events:
             async for event in events:

@@ -12,6 +12,7 @@ from openai_api.answers import Answer, Choice
 from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.database import read
 from openai_api.errors import ContextTooLong, InvalidRequest
+from openai_api.limits import Lease
 from openai_api.models import StoredResponse
 from openai_api.prompts import chat_prompt, sampling_params, seed_of
 from openai_api.protocol.ids import new_response_id
@@ -35,6 +36,8 @@ class Prepared:
     items: list[dict]  # the whole conversation so far
 
     first_items: list[dict] = field(default_factory=list)  # of the output: a compaction
+    summaries: list[Answer] = field(default_factory=list)  # from which that was made
+    lease: Lease = field(default_factory=Lease)
 
     @property
     def run_options(self) -> dict:
@@ -70,12 +73,12 @@ async def prepare(
         body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
-    before, rest, first_items = *_told(context, items), []
+    before, rest, first_items, summaries = *_told(context, items), [], []
     is_trigger = bool(items) and items[-1]["type"] == TRIGGER
     prompt = await _prompt(model, body, before + rest, use)
     if before and (is_trigger or len(prompt) > _threshold(body)):
-        compaction, _ = await summarise(get_engine(), body, before)
-        first_items = [compaction]
+        compaction, summary = await summarise(get_engine(), body, before)
+        first_items, summaries = [compaction], [summary]
         before = [*kept_messages(before), compaction]
         prompt = await _prompt(model, body, before + rest, use)
     constraint = await constraint_of(model, body, prompt, use)
@@ -88,7 +91,7 @@ async def prepare(
     row = _row(body, params, items, position)
     row.key_id = owner
     choice = Choice(prompt, params, constraint=constraint)
-    prepared = Prepared(body, row, choice, use, before + rest, first_items)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items, summaries)
     return prepared.as_warm_up() if is_trigger else prepared
 
 

@@ -8,7 +8,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference.service import EngineClient, get_engine
-from openai_api import keys
+from openai_api import keys, limits
 from openai_api.errors import BodyTooLarge, as_api_error, error_body
 from openai_api.history import Outcome, Record
 from openai_api.models import ApiKey
@@ -44,8 +44,7 @@ class AsyncAPIView(APIView):
             self.record.abort_answers()
             response = self.handle_exception(exc)
         response = self.finalize_response(request, response, *args, **kwargs)
-        response["openai-version"] = "2020-10-01"
-        response["openai-processing-ms"] = str(self.record.elapsed_ms)
+        self._add_headers(response)
         if not isinstance(response, EventStream):
             await self.record.close(Outcome.SUCCEEDED, response.status_code)
         return response
@@ -93,6 +92,13 @@ class AsyncAPIView(APIView):
                 self.record.close_later(outcome, 200)
             else:  # whoever has read the end of a stream finds it in the history
                 await self.record.close(outcome, 200)
+
+    def _add_headers(self, response) -> None:
+        response["openai-version"] = "2020-10-01"
+        response["openai-processing-ms"] = str(self.record.elapsed_ms)
+        if self.key is not None:
+            for name, value in limits.headers(self.key).items():
+                response[name] = value
 
     def _get_handler(self, method: str):
         if method in self.http_method_names:

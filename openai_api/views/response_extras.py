@@ -20,6 +20,7 @@ class InputTokensView(AsyncAPIView):
 
     async def post(self, request):
         model = self.engine.model
+        await self.record.admit()
         data = {"model": any_model(model, self.key), "input": [], **request.data}
         body = validated(ResponseSerializer, data) | {"context_management": []}
         check_model(model, body["model"], self.key)
@@ -36,14 +37,14 @@ class CompactView(GenerateView):
     async def post(self, request):
         if request.data.get("model") is None:
             raise missing("model")
-        body, _ = self.read_body()
+        body, _ = await self.read_body()
         context, items, _ = await conversation_so_far(body, self.owner)
         items = after_compaction(context + items)
         check_calls(items)
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")
         compaction, answer = await summarise(self.engine, body, items)
-        self.record.answers = [answer]
+        self.record.expect([answer])
         return Response(
             {
                 "id": new_response_id(),

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 from rest_framework.response import Response
 
@@ -7,9 +8,10 @@ from openai_api import idempotency, runs
 from openai_api import response_rows as rows
 from openai_api.database import read, write
 from openai_api.errors import InvalidRequest
+from openai_api.limits import estimate
 from openai_api.prompts import check_prompt
 from openai_api.protocol.sse import named_event
-from openai_api.response_requests import prepare
+from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run
 from openai_api.serializers.queries import ItemsQuery, ResponseQuery, validated_query
 from openai_api.serializers.responses import ResponseSerializer
@@ -26,16 +28,18 @@ class ResponsesView(GenerateView):
         return await idempotency.once(self, self._create)
 
     async def _create(self, key: idempotency.Key | None):
-        body, model = self.read_body()
-        prepared = await prepare(model, body, self.owner)
+        body, model = await self.read_body()
+        prepared = replace(await prepare(model, body, self.owner), lease=self.record.lease)
+        self.record.summaries = prepared.summaries
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
         self.engine.check_capacity()
+        prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id
         if body["background"]:
             return await self._background(prepared, body, key)
         async with idempotency.claimed(prepared.row, key):
             answer = prepared.answer(self.engine)
-            self.record.answers = [answer]
+            self.record.expect([answer])
             run = Run(prepared.row, answer, **prepared.run_options)
             events = self._observed(run.drive(), run)
             if body["stream"]:
@@ -47,10 +51,19 @@ class ResponsesView(GenerateView):
     async def _background(self, prepared, body: dict, key: idempotency.Key | None):
         # What a killed server had sent and not kept is generated anew, and must come out the same.
         prepared.row.body = self.request.data | {"seed": prepared.choice.params.seed}
-        run = await asyncio.shield(idempotency.begin(prepared, key))
+        prepared.lease.hold()  # the response outlives its request
+        run = await asyncio.shield(self._begun(prepared, key))
         if body["stream"]:
             return await self.stream(run.follow(), named_event)
         return Response(json.loads(run.log[0].text)["response"])
+
+    @staticmethod
+    async def _begun(prepared: Prepared, key: idempotency.Key | None) -> Run:
+        try:
+            return await idempotency.begin(prepared, key)
+        except BaseException:
+            prepared.lease.end()
+            raise
 
     async def _observed(self, events, run: Run):
         """A failed response is sent with status 200; the history says what it was."""

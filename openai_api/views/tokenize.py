@@ -13,8 +13,9 @@ class TokenView(AsyncAPIView):
 
     serializer_class: type[BodySerializer]
 
-    def read_body(self) -> tuple[dict, ModelInfo]:
+    async def read_body(self) -> tuple[dict, ModelInfo]:
         model = self.engine.model
+        await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
         check_model(model, body.get("model") or any_model(model, self.key), self.key)
         return body, model
@@ -26,7 +27,7 @@ class TokenizeView(TokenView):
     serializer_class = TokenizeSerializer
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         if "prompt" in body:
             special = body["add_special_tokens"]
             ids = await tokenize(model, body["prompt"], "prompt", add_special_tokens=special)
@@ -50,6 +51,6 @@ class DetokenizeView(TokenView):
     serializer_class = DetokenizeSerializer
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         check_token_ids(model, "tokens", body["tokens"])
         return Response({"prompt": model.tokenizer.decode(body["tokens"])})
