@@ -23,16 +23,18 @@ class AsyncAPIView(APIView):
     """
 
     http_method_names = ["get", "post", "delete"]
+    key: ApiKey | None  # of who asks; None where there are no keys
 
     async def dispatch(self, request, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
+        self.args, self.kwargs, self.key = args, kwargs, None
         self.headers = self.default_response_headers
         self.request = request = self.initialize_request(request, *args, **kwargs)
         self.record = new_record(request)
         try:
             await keys.refresh()  # DRF's authentication is synchronous
             self.initial(request, *args, **kwargs)
-            await self.record.open(request.auth)  # strangers leave no row: they could fill the disk
+            self.key = request.auth
+            await self.record.open(self.key)  # strangers leave no row: they could fill the disk
             self._receive_body(request)
             handler = self._get_handler(request.method.lower())
             response = await handler(request, *args, **kwargs)
@@ -52,10 +54,6 @@ class AsyncAPIView(APIView):
     @property
     def engine(self) -> EngineClient:
         return get_engine()
-
-    @property
-    def key(self) -> ApiKey | None:
-        return self.request.auth
 
     @property
     def owner(self) -> int | None:
