@@ -4,6 +4,8 @@ PYTHON ?= python3
 # More options for pip. On Linux PyPI's torch brings gigabytes of CUDA; without a GPU, save them:
 #   make serve PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# How many processes run the tests, each with a database and a live server of its own.
+WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test triton lm-eval node recovery benchmark lint format docs clean
@@ -20,7 +22,7 @@ serve: .venv/.requirements ## start the server: MODEL=, PORT=, HOST=, ARGS="--mo
 	    $(call flag,MODEL,model) $(call flag,PORT,port) $(call flag,HOST,host) $(ARGS)
 
 test: .venv/.requirements-dev ## run all tests, or ARGS="tests/test_settings.py -k flag"
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(WORKERS) $(ARGS)
 
 triton: .venv/.requirements-dev ## test the GPU's kernels, without a GPU in Triton's interpreter
 	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements-triton.txt
@@ -36,9 +38,11 @@ node: .venv/.requirements-dev ## the main cases with OpenAI's library for Node (
 recovery: .venv/.requirements-dev ## kill the server in the middle of background responses
 	.venv/bin/python -m tests.clients.recovery_check $(ARGS)
 
-benchmark: .venv/.requirements ## what grammars and storage cost, or ARGS="--model DIR --streams 8"
-	.venv/bin/python -m benchmarks.structured $(ARGS)
-	.venv/bin/python -m benchmarks.storage $(ARGS)
+BENCHMARKS ?= engine serve structured storage
+benchmark: .venv/.requirements ## the quick ones, or BENCHMARKS=serve ARGS="--start qwen3-0.6b"
+	@for name in $(BENCHMARKS); do \
+	    echo "python -m benchmarks.$$name $(ARGS)" && \
+	    .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lint: .venv/.requirements-dev ## check format, rules, types, Django's settings, migrations
 	.venv/bin/ruff format --check .

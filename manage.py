@@ -3,6 +3,7 @@
 
 import os
 import sys
+from importlib import import_module
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, execute_from_command_line
@@ -11,8 +12,8 @@ from django.core.management import CommandError, execute_from_command_line
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
     try:
-        if sys.argv[1:2] == ["serve"]:
-            turn_flags_into_variables(sys.argv[2:])
+        if sys.argv[1:2] in (["serve"], ["engine"]):
+            turn_flags_into_variables(sys.argv[1], sys.argv[2:])
         execute_from_command_line(sys.argv)
     except CommandError as error:  # a flag that does not exist
         sys.exit(str(error))
@@ -22,12 +23,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def turn_flags_into_variables(flags: list[str]) -> None:
+def turn_flags_into_variables(command: str, flags: list[str]) -> None:
     """Settings are read once, when Django imports them: the flags must be there before."""
     from nanollmserve_site.env import apply_flags
-    from nanollmserve_site.management.commands.serve import Command
 
-    options = Command().create_parser("manage.py", "serve").parse_args(flags)
+    module = import_module(f"nanollmserve_site.management.commands.{command}")
+    options = module.Command().create_parser("manage.py", command).parse_args(flags)
     apply_flags(vars(options), os.environ)
 
 

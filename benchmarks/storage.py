@@ -1,6 +1,6 @@
 """What keeping Responses costs: streams with `store: true` against `store: false`, in turn.
 
-    python -m benchmarks.storage [--model DIR] [--streams 8] [--tokens 256] [--rounds 9]
+    python -m benchmarks.storage [--model DIR_OR_SHAPE] [--streams 8] [--tokens 256] [--rounds 9]
 
 Starts a server with an empty database, and prints the tokens per second of both and their ratio,
 round by round, and the median ratio: by the clock, and by the processor time of the server.
@@ -9,44 +9,19 @@ round by round, and the median ratio: by the clock, and by the processor time of
 import argparse
 import asyncio
 import json
-import os
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[1]
-
-
-@contextmanager
-def server(model: str) -> Iterator[tuple[int, int]]:
-    """Port and process id of a server with an empty database."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as data_dir:
-        command = [sys.executable, "manage.py", "serve", "--port", str(port)]
-        command += ["--data-dir", data_dir, "--served-model-name", "m"]
-        command += ["--model", model] if model else []
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=ROOT, **silent)
-        try:
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait(30)
+from benchmarks.figures import spread
+from benchmarks.machine import cpu_seconds
+from benchmarks.server import MODEL_NAME, Server, checkpoint, running
 
 
 async def stream(port: int, index: int, num_tokens: int, store: bool) -> None:
     """One Response, read to its end."""
     body = json.dumps(
         {
-            "model": "m",
+            "model": MODEL_NAME,
             "input": f"Tell me about the number {index}.",
             "max_output_tokens": num_tokens,
             "ignore_eos": True,
@@ -67,30 +42,13 @@ async def stream(port: int, index: int, num_tokens: int, store: bool) -> None:
         raise RuntimeError(answer[-500:].decode())
 
 
-async def wait_until_ready(port: int) -> None:
-    for _ in range(600):
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /health/ready HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            if b" 200 " in await reader.readline():
-                return
-        except OSError:
-            pass
-        await asyncio.sleep(0.1)
-    raise RuntimeError("the server did not get ready")
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def measure(port: int, pid: int, args: argparse.Namespace, store: bool) -> list[float]:
+async def measure(server: Server, args: argparse.Namespace, store: bool) -> list[float]:
     """Tokens per second, and per second of processor time."""
-    began, cpu_began = time.perf_counter(), cpu_seconds(pid)
+    began, cpu_began = time.perf_counter(), cpu_seconds(server.pid)
+    port = urlsplit(server.url).port
     streams = (stream(port, index, args.tokens, store) for index in range(args.streams))
     await asyncio.gather(*streams)
-    seconds = time.perf_counter() - began, cpu_seconds(pid) - cpu_began
+    seconds = time.perf_counter() - began, cpu_seconds(server.pid) - cpu_began
     return [args.streams * args.tokens / value for value in seconds]
 
 
@@ -102,18 +60,16 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     ratios: list[list[float]] = []
-    with server(args.model) as (port, pid):
-        await wait_until_ready(port)
+    with running(checkpoint(args.model)) as server:
         for number in range(args.rounds + 1):
             speed = {}
             for store in (True, False) if number % 2 else (False, True):
-                speed[store] = await measure(port, pid, args, store)
+                speed[store] = await measure(server, args, store)
             if number:  # the first round warms up
                 ratios.append([a / b for a, b in zip(speed[True], speed[False], strict=True)])
                 print(f"{speed[True][0]:8.1f} kept {speed[False][0]:8.1f} not {ratios[-1][0]:.3f}")
     for name, values in zip(("clock", "processor"), zip(*ratios, strict=True), strict=True):
-        middle = statistics.median(values)
-        print(f"median ratio by {name} {middle:.3f} ({min(values):.3f} to {max(values):.3f})")
+        print(f"median ratio by {name} {spread(values).text(3)}")
 
 
 if __name__ == "__main__":

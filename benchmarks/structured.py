@@ -1,6 +1,6 @@
 """What a grammar costs: decoding with one against free decoding, in the same engine, in turn.
 
-    python -m benchmarks.structured [--model DIR] [--streams 8] [--tokens 128] [--rounds 9]
+    python -m benchmarks.structured [--model DIR_OR_SHAPE] [--streams 8] [--tokens 128] [--rounds 9]
 
 Prints tokens per second of both and their ratio, round by round, and the median ratio: by the
 clock, and by the processor time of the process, which other work on the machine disturbs less.
@@ -9,14 +9,16 @@ clock, and by the processor time of the process, which other work on the machine
 import argparse
 import asyncio
 import os
-import statistics
 import time
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
 
+from benchmarks.figures import spread
+from benchmarks.server import checkpoint
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_PATH
 from inference.engine.client import EngineClient
+from inference.engine.thread import ThreadEngine
 from inference.request import Constraint, Request, SamplingParams
 from inference.service import load_core
 from inference.text.grammar import compiler_of, json_part
@@ -76,8 +78,8 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    config = EngineConfig(model=args.model, max_model_len=args.tokens + 64)
-    engine = EngineClient(lambda report: load_core(config, report), max_num_unfinished=64)
+    config = EngineConfig(model=checkpoint(args.model), max_model_len=args.tokens + 64)
+    engine = ThreadEngine(lambda report: load_core(config, report), max_num_unfinished=64)
     while engine.status.state == "loading":
         await asyncio.sleep(0.05)
     began = time.perf_counter()
@@ -97,8 +99,7 @@ async def main() -> None:
             cpu_ratios.append(bound_cpu / free_cpu)
             print(f"{free:8.1f} free {bound:8.1f} grammar {ratios[-1]:.3f}")
     for name, values in (("clock", ratios), ("processor", cpu_ratios)):
-        middle = statistics.median(values)
-        print(f"median ratio by {name} {middle:.3f} ({min(values):.3f} to {max(values):.3f})")
+        print(f"median ratio by {name} {spread(values).text(3)}")
     engine.close()
 
 

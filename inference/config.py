@@ -1,6 +1,7 @@
 """What the engine can be told. Each field is also a flag of `serve` and a NANOLLM_* variable."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from inference.demo_model import DEMO_MODEL_PATH
@@ -57,7 +58,10 @@ class EngineConfig:
     )
     max_num_seqs: int = setting(64, "Most sequences in one batch.", minimum=1)
     max_num_batched_tokens: int | None = setting(
-        None, "Token budget of one step; 128 on CPU and 8192 on GPU by default.", minimum=1
+        None,
+        "Token budget of one step; by default 8192 on GPU, and on CPU 128 while tokens are "
+        "generated and 512 else.",
+        minimum=1,
     )
     max_num_queued_reqs: int = setting(
         256, "Requests that may wait for a place; more are refused with 429.", minimum=1
@@ -84,6 +88,13 @@ class EngineConfig:
         choices=("none", "ngram"),
     )
     num_speculative_tokens: int = setting(8, "Most tokens guessed at a time.", minimum=1)
+    engine_address: Path | None = setting(
+        None,
+        "Unix socket of an engine process, which `manage.py engine` starts and any number of "
+        "servers share; without it each server has its own engine.",
+        pattern=".{1,100}",  # a socket's path has no room for more
+        allowed="a path of at most 100 characters",
+    )
     seed: int | None = setting(
         None,
         "Seed of requests that bring none; random by default.",
@@ -94,3 +105,7 @@ class EngineConfig:
     def token_budget(self, device_type: str) -> int:
         """Tokens of one step: on a CPU so few that a long prompt delays no stream noticeably."""
         return self.max_num_batched_tokens or (128 if device_type == "cpu" else 8192)
+
+    def prefill_budget(self, device_type: str) -> int:
+        """Tokens of a step that delays no stream."""
+        return self.max_num_batched_tokens or (512 if device_type == "cpu" else 8192)

@@ -51,7 +51,13 @@ class ConstraintState(Protocol):
 
 
 class Constraint(Protocol):
-    """What an answer must look like, a grammar for instance."""
+    """What an answer must look like, a grammar for instance.
+
+    `spec` is plain data, from which an engine in another process makes the same constraint.
+    """
+
+    @property
+    def spec(self) -> dict[str, Any]: ...
 
     def begin(self) -> ConstraintState:
         """The state before the first token; each sequence has its own."""

@@ -1,26 +1,35 @@
-"""The process's one engine."""
+"""The process's one engine: in a thread of it, or an engine process that others share."""
 
+import asyncio
 import hashlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
-from inference.engine.client import EngineClient, Generation, Report
+from inference.engine.address import listening
+from inference.engine.client import EngineClient, Generation
 from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.remote import SocketEngine
+from inference.engine.server import EngineServer
+from inference.engine.thread import Report, ThreadEngine
 from inference.errors import ModelLoadError
-from inference.request import ModelInfo
+from inference.request import Constraint, ModelInfo
+from inference.text.grammar import compiler_of
 
 if TYPE_CHECKING:
     from inference.model.loader import LoadedModel
     from inference.model.runner import ModelRunner, SequentialRunner
 
-__all__ = ["EngineClient", "Generation", "close", "get_engine", "install", "start"]
+__all__ = ["EngineClient", "Generation", "close", "get_engine", "install", "serve", "start"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +40,17 @@ _lock = threading.Lock()
 def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
     """Start the engine, unless it runs already. Returns at once: the model loads in a thread.
 
-    `on_failure` is called in that thread when the model cannot be loaded.
+    `on_failure` is called in that thread when the model cannot be loaded. Where settings name an
+    engine process, that one is the engine, as soon as it is there.
     """
     global _engine
     with _lock:
         if _engine is None:
             config = settings.ENGINE
-            _engine = EngineClient(
-                lambda report: load_core(config, report),
-                max_num_unfinished=config.max_num_seqs + config.max_num_queued_reqs,
-                on_failure=on_failure,
-            )
+            if config.engine_address is not None:
+                _engine = SocketEngine(config.engine_address, _load_tokenizer, settings.VERSION)
+            else:
+                _engine = _in_thread(config, on_failure)
         return _engine
 
 
@@ -63,6 +72,41 @@ def close() -> None:
         engine, _engine = _engine, None
     if engine is not None:
         engine.close()
+
+
+async def serve() -> bool:
+    """Be the engine process, until SIGTERM or SIGINT. False if the engine ended by itself.
+
+    Raises AddressRefused before anything is loaded.
+    """
+
+    def compile(spec: dict[str, Any]) -> Constraint:
+        return compiler_of(engine.model).compile_spec(spec)
+
+    config, loop = settings.ENGINE, asyncio.get_running_loop()
+    with listening(config.engine_address) as listener:
+        engine = _in_thread(config)
+        server = EngineServer(engine, compile, settings.VERSION)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stopping.set)
+        await server.run(listener)
+        return server.stopping.is_set()
+
+
+def _in_thread(
+    config: EngineConfig, on_failure: Callable[[BaseException], None] = lambda exc: None
+) -> ThreadEngine:
+    return ThreadEngine(
+        lambda report: load_core(config, report),
+        max_num_unfinished=config.max_num_seqs + config.max_num_queued_reqs,
+        on_failure=on_failure,
+    )
+
+
+def _load_tokenizer(folder: str) -> Any:
+    from inference.model import loader
+
+    return loader.load_tokenizer(replace(settings.ENGINE, model=folder), Path(folder))
 
 
 def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelInfo]:
@@ -103,6 +147,7 @@ def _limits(
         max_model_len=runner.max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max(budget, max_num_seqs) if loaded.paged else runner.max_model_len,
+        max_num_prefill_tokens=config.prefill_budget(loaded.device.type) if loaded.paged else 0,
         block_size=config.block_size,
         eos_token_ids=loaded.eos_token_ids,
         enable_prefix_caching=config.enable_prefix_caching and loaded.paged,

@@ -16,8 +16,6 @@ from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
-if not sys.stderr.isatty():
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 try:
     if not apps.ready:  # `serve` has set Django up, and set daphne's log level since
         django.setup()

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -48,13 +48,13 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
             )
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """All settings as flags, and the model also as the one positional argument."""
+def add_flags(parser: argparse.ArgumentParser, settings: Iterable["Setting"] | None = None) -> None:
+    """Settings as flags, all by default, and the model also as the one positional argument."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="The same as --model."
     )
-    for setting in all_settings():
+    for setting in settings or all_settings():
         target = model if setting.name == "model" else parser
         target.add_argument(setting.flag, **setting.argument())
 
@@ -204,7 +204,8 @@ INTRODUCTION = """\
 # Settings
 
 Each setting is a flag of `python manage.py serve` and an environment variable, which may also
-stand in a file `.env` beside `manage.py`. A flag wins over the environment, the environment over
+stand in a file `.env` beside `manage.py`. `python manage.py engine` has the flags of the engine
+alone, and reads the same variables. A flag wins over the environment, the environment over
 `.env`. `daphne nanollmserve_site.asgi:application` reads the variables alone; there, host and
 port are daphne's own flags. An empty variable counts as not set. A value that is not allowed, or
 a `NANOLLM_` variable that does not exist, stops the start.

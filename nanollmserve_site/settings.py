@@ -2,11 +2,12 @@
 
 import logging
 import os
+import sys
 
 from dotenv import load_dotenv
 
 from inference.config import EngineConfig
-from nanollmserve_site import env
+from nanollmserve_site import __version__, env
 from nanollmserve_site.config import BASE_DIR, ServerConfig
 from nanollmserve_site.state import secret_key
 from openai_api.config import ApiConfig
@@ -15,7 +16,10 @@ load_dotenv(BASE_DIR / ".env")  # what the environment has wins
 # Torch's threads wait for each other thousands of times a second. Those that spin while they wait
 # starve the web's thread, and halve the speed of both as soon as another process wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not sys.stderr.isatty():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 env.refuse_unknown(os.environ)
+VERSION = __version__  # both sides of an engine's socket must have it
 ENGINE = env.read(EngineConfig, os.environ)
 API = env.read(ApiConfig, os.environ)
 SERVER = env.read(ServerConfig, os.environ)

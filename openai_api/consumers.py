@@ -8,9 +8,10 @@ import asyncio
 import json
 import logging
 import re
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
+from autobahn.exception import Disconnected
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
@@ -73,6 +74,10 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             await self._authenticate()
         except Unauthorized as exc:
             await self._send_error(exc)
+            await self._turn_away()
+
+    async def _turn_away(self) -> None:
+        with suppress(Disconnected):
             await self.close(POLICY_VIOLATION)
 
     async def _authenticate(self) -> ApiKey | None:
@@ -183,7 +188,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             _evict(lane, message.get("previous_response_id"))
             await self._send_error(error, lane.stream_id)
             if isinstance(exc, Unauthorized):  # the key has been revoked
-                await self.close(POLICY_VIOLATION)
+                await self._turn_away()
         finally:
             lane.run = None
             record.abort_answers()
@@ -216,7 +221,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             async for event in events:
                 if event.type == "response.failed":  # the history says what it was
                     record.fail(200, lane.run.resource["error"] | {"type": "server_error"})
-                await self.send(_with_stream_id(event.text, lane.stream_id))
+                await self._deliver(_with_stream_id(event.text, lane.stream_id))
         self._remember(lane, prepared)
 
     def _remembered(self, body: dict) -> list[dict] | None:
@@ -244,6 +249,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             await asyncio.sleep(0.1)
         await self.close(GOING_AWAY)
 
+    async def _deliver(self, text: str) -> None:
+        """Send to a client that may have left without a word: then the lane's work ends."""
+        try:
+            await self.send(text)
+        except Disconnected:
+            raise asyncio.CancelledError from None
+
     async def _send_error(self, exc: Exception, stream_id: str | None = None) -> None:
         error = as_api_error(exc)
         body = error_body(error)
@@ -252,7 +264,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         if headers:
             envelope["error"] = body | {"headers": headers}
         logger.info("websocket: %s %s", body["code"] or body["type"], body["message"])
-        await self.send(_with_stream_id(encode_json(envelope).decode(), stream_id))
+        with suppress(Disconnected):
+            await self.send(_with_stream_id(encode_json(envelope).decode(), stream_id))
 
     async def _send(self, event: dict, message: dict) -> None:
         await self.send(_with_stream_id(encode_json(event).decode(), _stream_id_of(message)))

@@ -14,12 +14,14 @@ from django.utils.timezone import now
 from openai_api.errors import ConversationLocked, InvalidRequest, NotFound
 from openai_api.models import BOOT_ID, Conversation, ConversationItem, StoredResponse
 from openai_api.paging import list_object, unknown_after
+from openai_api.protocol.items import check_calls
 
 FINISHED = (StoredResponse.Status.COMPLETED, StoredResponse.Status.INCOMPLETE)
 
 
 def create(items: list[dict], metadata: dict, owner: int | None = None) -> Conversation:
     refuse_known([], items, "items")
+    check_calls(items, "items")
     with transaction.atomic():
         row = Conversation.objects.create(metadata=metadata, key_id=owner)
         _append(row.pk, items)
@@ -55,9 +57,9 @@ def add_items(conversation_id: str, items: list[dict], owner: int | None = None)
             raise _not_found(conversation_id)
         if row.run_id:  # its response would be put behind what it has not seen
             raise ConversationLocked()
-        ids = [item["id"] for item in items]
-        known = _items_of(conversation_id).filter(item_id__in=ids)
-        refuse_known(known.values_list("item_id", flat=True), items, "items")
+        known = list(_items_of(conversation_id).values_list("item", flat=True))
+        refuse_known((item["id"] for item in known), items, "items")
+        check_calls(known + items, "items")
         _append(conversation_id, items)
     return list_object(items, len(items))
 

@@ -34,7 +34,10 @@ async def write(function: Callable[..., T], *args) -> T:
 
 def write_later(function: Callable[..., object], *args) -> None:
     """The same without waiting: for clean-up in a task that is being cancelled."""
-    _writer.submit(_run, function, *args).add_done_callback(_log_failure)
+    try:
+        _writer.submit(_run, function, *args).add_done_callback(_log_failure)
+    except RuntimeError:  # the process ends: the next start finds the row as it is
+        logger.info("the server ends: %s was not done", function.__name__)
 
 
 async def _wait(submitted: Future[T]) -> T:

@@ -135,6 +135,7 @@ async def conversation_so_far(
         context, position = await _context(body, owner)
     if any(item["type"] == "item_reference" for item in items):
         items = await read(rows.referenced, items, context, "input", owner)
+    conversations.refuse_known((), items, "input")
     return context, items, position
 
 

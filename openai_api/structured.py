@@ -15,8 +15,9 @@ from typing import TypeVar
 from inference.errors import InvalidGrammar
 from inference.request import Constraint, ModelInfo
 from inference.text import grammar
-from inference.text.grammar import Compiler, Part, Thought
+from inference.text.grammar import Compiler, Part
 from inference.text.syntax import calls_of, reasoning_of
+from inference.text.thinking import Thought
 from openai_api.errors import InvalidRequest, Unavailable
 from openai_api.serializers.formats import Format, only_format
 from openai_api.serializers.schemas import check_schema
@@ -24,7 +25,6 @@ from openai_api.tools import NO_TOOLS, ToolUse
 
 MAX_COMPILE_S = 2.0
 MAX_COMPILATIONS = 6  # at a time; one that never ends keeps its place
-STACK_SIZE = 64 * 1024**2  # a chain of references is followed by recursion
 
 _places = threading.BoundedSemaphore(MAX_COMPILATIONS)
 _starting = threading.Lock()
@@ -164,7 +164,7 @@ async def _begin(compiled: Callable[[Compiler], T], compiler: Compiler) -> "Futu
             _places.release()
 
     with _starting:
-        usual = threading.stack_size(STACK_SIZE)
+        usual = threading.stack_size(grammar.STACK_SIZE)
         try:
             threading.Thread(target=work, name="grammar", daemon=True).start()
         finally:

@@ -1,30 +1,23 @@
 """The engine as the rest of the server sees it: requests in, async streams of deltas out."""
 
 import asyncio
-import logging
-import queue
-import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from inference.engine.core import EngineCore, EngineStats, Output
+from inference.engine.core import EngineStats, Output
 from inference.errors import (
     EngineError,
     EngineFailed,
     EngineNotReady,
     EngineOverloaded,
     InvalidPrompt,
-    ModelLoadError,
     PromptTooLong,
 )
 from inference.request import Delta, ModelInfo, Request
 
-logger = logging.getLogger(__name__)
-
-Report = Callable[[str], None]  # one line on what loading does now
-Load = Callable[[Report], tuple[EngineCore, ModelInfo]]
+OnArrival = Callable[["Generation"], None]
 
 
 @dataclass(slots=True)
@@ -42,13 +35,15 @@ class Generation:
     larger ones, never an unbounded queue.
     """
 
-    def __init__(self, engine: "EngineClient", request: Request) -> None:
+    def __init__(
+        self, engine: "EngineClient", request: Request, on_arrival: OnArrival | None = None
+    ) -> None:
         self.request = request
         self.loop = asyncio.get_running_loop()
-        self._engine = engine
+        self._engine, self._on_arrival = engine, on_arrival
         self._arrived = asyncio.Event()
         self._delta: Delta | None = None
-        self._error: EngineFailed | None = None
+        self._error: EngineError | None = None
         self._ended = False
 
     async def __aenter__(self) -> Self:
@@ -75,6 +70,19 @@ class Generation:
         if self._ended:
             raise StopAsyncIteration
         await self._arrived.wait()
+        return self.take()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is something to take."""
+        return self._arrived.is_set() and not self._ended
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended
+
+    def take(self) -> Delta:
+        """What has come since the last time. If that is nothing, raises what ended the sequence."""
         delta, self._delta = self._delta, None
         if delta is None:
             self._ended = True
@@ -84,39 +92,31 @@ class Generation:
         self._ended = delta.finish_reason is not None
         return delta
 
-    def deliver(self, item: Delta | EngineFailed) -> None:
+    def deliver(self, item: Delta | EngineError) -> None:
         """Take over what a step brought (in the event loop's thread)."""
-        if isinstance(item, EngineFailed):
+        if isinstance(item, EngineError):
             self._error = item
         elif self._delta is None:
             self._delta = item
         else:
             self._delta.extend(item)
         self._arrived.set()
+        if self._on_arrival:
+            self._on_arrival(self)
 
 
 class EngineClient:
-    """Runs an `EngineCore` in a thread of this process.
+    """What the rest of the server knows of an engine, wherever it runs.
 
-    The thread loads the model, then steps while there is work. Everybody else puts commands into
-    its inbox; the outputs of a step reach each event loop in one wake-up.
+    A subclass brings requests to it, sets `status` and `stats`, and publishes what each step has
+    brought: that reaches every event loop in one wake-up.
     """
 
-    def __init__(
-        self,
-        load: Load,
-        *,
-        max_num_unfinished: int,
-        on_failure: Callable[[BaseException], None] = lambda exc: None,
-    ) -> None:
+    def __init__(self, *, max_num_unfinished: int = 0) -> None:
         self.status, self.stats = EngineStatus(), EngineStats()
-        self._load, self._on_failure = load, on_failure
         self._max_num_unfinished = max_num_unfinished
-        self._inbox: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
         self._model: ModelInfo | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
 
     @property
     def model(self) -> ModelInfo:
@@ -125,10 +125,20 @@ class EngineClient:
             raise EngineNotReady(f"The model is not ready: {self.status.stage}.")
         return self._model
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests, waiting and running."""
+        return len(self._generations)
+
+    @property
+    def max_num_unfinished(self) -> int:
+        """How many there may be; more are refused."""
+        return self._max_num_unfinished
+
     def check_capacity(self, num_requests: int = 1) -> None:
         """Raise EngineNotReady or EngineOverloaded; cheap enough to ask before tokenizing."""
         _ = self.model
-        if len(self._generations) + num_requests > self._max_num_unfinished:
+        if self.num_unfinished + num_requests > self._max_num_unfinished:
             raise EngineOverloaded("The server's queue is full. Please try again later.")
 
     def check_prompt(self, token_ids: list[int], max_tokens: int | None = None) -> None:
@@ -144,60 +154,36 @@ class EngineClient:
                 f"your messages resulted in {len(token_ids)} tokens."
             )
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request, on_arrival: OnArrival | None = None) -> Generation:
         """Queue a request. Raises what the two checks raise."""
         self.check_capacity()
         token_ids = [*request.prompt_token_ids, *request.generated_token_ids]
         self.check_prompt(token_ids, request.params.max_tokens)
-        generation = Generation(self, request)
+        generation = Generation(self, request, on_arrival)
         self._generations[request.request_id] = generation
-        self._inbox.put(lambda core: core.add(request))
+        self._submit(request)
         if self.status.state != "ready":  # it has stopped just now, perhaps without seeing this
+            self._generations.pop(request.request_id, None)
             generation.deliver(EngineFailed("The engine has stopped."))
         return generation
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free before the next step. Callable from any thread."""
         if self._generations.pop(request_id, None) is not None:
-            self._inbox.put(lambda core: core.abort(request_id))
+            self._withdraw(request_id)
 
     def close(self, timeout_s: float = 10) -> None:
-        """Stop the thread; what is unfinished fails."""
-        if self.status.state == "loading":
-            self.status.state = "stopped"
-        self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s)
+        """Stop; what is unfinished fails."""
+        raise NotImplementedError
 
-    def _run(self) -> None:
-        try:
-            core, self._model = self._load(self._report)
-        except BaseException as exc:
-            self._load_failed(exc)
-            return
-        if self.status.state == "loading":
-            self.status.state, self.status.stage = "ready", "ready"
-        try:
-            while self._run_commands(core):
-                if outputs := core.step():
-                    self.stats = core.stats()
-                    self._publish(outputs)
-        except BaseException:
-            logger.exception("the engine has died")
-        finally:
-            self._stop()
+    def _submit(self, request: Request) -> None:
+        raise NotImplementedError
 
-    def _run_commands(self, core: EngineCore) -> bool:
-        """Do what is in the inbox; with nothing to compute, wait for it. False to stop."""
-        while not self._inbox.empty() or not core.has_work:
-            if (command := self._inbox.get()) is None:
-                return False
-            command(core)
-            self.stats = core.stats()
-        return True
+    def _withdraw(self, request_id: str) -> None:
+        raise NotImplementedError
 
     def _publish(self, outputs: list[Output]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta | EngineFailed]]]
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta | EngineError]]]
         by_loop = defaultdict(list)
         for request_id, item in outputs:
             if (generation := self._generations.get(request_id)) is None:
@@ -211,7 +197,7 @@ class EngineClient:
     def _wake(
         self,
         loop: asyncio.AbstractEventLoop,
-        items: list[tuple[Generation, Delta | EngineFailed]],
+        items: list[tuple[Generation, Delta | EngineError]],
     ) -> None:
         try:
             loop.call_soon_threadsafe(_deliver, items)
@@ -219,25 +205,11 @@ class EngineClient:
             for generation, _ in items:
                 self.abort(generation.request.request_id)
 
-    def _report(self, stage: str) -> None:
-        self.status.stage = stage
-
-    def _load_failed(self, exc: BaseException) -> None:
-        if self.status.state == "stopped":  # closed while loading: nobody wants to know
-            return
-        self.status.state, self.status.stage = "failed", f"it could not be loaded ({exc})"
-        if isinstance(exc, ModelLoadError):
-            logger.error("%s", exc)
-        else:
-            logger.error("the model could not be loaded", exc_info=exc)
-        self._on_failure(exc)
-
-    def _stop(self) -> None:
-        self.status.state, self.status.stage = "stopped", "the engine has stopped"
-        error = EngineFailed("The engine has stopped.")
+    def _fail_all(self, message: str) -> None:
+        error = EngineFailed(message)
         self._publish([(request_id, error) for request_id in list(self._generations)])
 
 
-def _deliver(items: list[tuple[Generation, Delta | EngineFailed]]) -> None:
+def _deliver(items: list[tuple[Generation, Delta | EngineError]]) -> None:
     for generation, item in items:
         generation.deliver(item)

@@ -13,14 +13,14 @@ from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
-from inference.errors import ConstraintFailed, EngineFailed
+from inference.errors import ConstraintFailed, EngineError, EngineFailed
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request
 
 logger = logging.getLogger(__name__)
 
-Output = tuple[str, Delta | EngineFailed]  # request id, what the step brought for it
+Output = tuple[str, Delta | EngineError]  # request id, what the step brought for it
 
 
 class Runner(Protocol):
@@ -39,6 +39,7 @@ class EngineLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_prefill_tokens: int = 0  # budget of a step without decoding, where it is larger
     block_size: int
     eos_token_ids: frozenset[int]
     enable_prefix_caching: bool = True
@@ -74,6 +75,7 @@ class EngineCore:
             self.pool,
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_num_prefill_tokens=limits.max_num_prefill_tokens,
             enable_prefix_caching=limits.enable_prefix_caching,
             proposer=NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows),
         )
@@ -163,6 +165,7 @@ class EngineCore:
         if budget < scheduler.max_num_batched_tokens:
             logger.error("out of memory: only %d tokens in one step from now on", budget)
             scheduler.max_num_batched_tokens = budget
+        scheduler.max_num_prefill_tokens = 0
 
     def _take_over(self, batch: Batch, sampled: sampler.Sampled) -> list[Output]:
         token_ids, logprobs = sampled

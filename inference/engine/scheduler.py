@@ -28,12 +28,14 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_num_prefill_tokens: int = 0,
         proposer: NgramProposer,
         enable_prefix_caching: bool = True,
     ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_prefill_tokens = max_num_prefill_tokens
         self.enable_prefix_caching = enable_prefix_caching
         self.proposer = proposer
         self.waiting: deque[Sequence] = deque()
@@ -47,7 +49,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Share out the step's token budget. Every sequence of the batch has its blocks."""
-        batch, budget = Batch(), self.max_num_batched_tokens
+        batch, budget = Batch(), self._token_budget()
         num_preemptions = self.num_preemptions
         for seq in list(self.running):
             if seq in self.running and budget:
@@ -55,6 +57,12 @@ class Scheduler:
         if num_preemptions == self.num_preemptions:
             self._schedule_waiting(budget, batch)
         return batch
+
+    def _token_budget(self) -> int:
+        """Larger while nobody waits for the next token: few large chunks take less than many."""
+        if any(seq.num_pending_tokens == 1 for seq in self.running):
+            return self.max_num_batched_tokens
+        return max(self.max_num_batched_tokens, self.max_num_prefill_tokens)
 
     def advance(self, batch: Batch) -> None:
         """Take over that the batch has been computed."""
@@ -75,6 +83,8 @@ class Scheduler:
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: Batch) -> int:
         count = min(seq.num_pending_tokens, budget)
+        if self.waiting and count > 1:  # nobody waits for the end of somebody else's long prompt
+            count = min(count, max(budget // 2, 1))
         draft = self.proposer.propose(seq, len(self.running))[: budget - count]
         if draft and self.pool.grow(seq, seq.num_computed_tokens + count + len(draft)):
             batch.add(seq, count, draft)

@@ -42,6 +42,12 @@ def attending(context: AttentionContext) -> Iterator[None]:
         _current.context = None
 
 
+def current_context() -> AttentionContext:
+    if _current.context is None:
+        raise RuntimeError("a model with paged attention ran outside of attending()")
+    return _current.context
+
+
 def nano_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -82,9 +88,7 @@ def attention(
     sinks: Tensor | None,
 ) -> None:
     """Fill `out`, `[T, H, V]`, with what `nano_attention` answers, by the device's kernels."""
-    context = _current.context
-    if context is None:
-        raise RuntimeError("a model with paged attention ran outside of attending()")
+    context = current_context()
     cache = context.layers[layer]
     features: dict[str, Any] = {
         "scaling": scaling,

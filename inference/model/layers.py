@@ -34,6 +34,7 @@ class PackedLinear(nn.Module):
         self.in_features = linears[0].in_features
         self.out_features = sum(len(weight) for weight in weights) // (2 if gated else 1)
         self.dtype = weights[0].dtype
+        self.is_quantized = quantize
         self._out_dtype = out_dtype or self.dtype
         kernel = kernel_for(self.dtype, quantize, self._out_dtype)
         assert kernel is not None, "only what can_pack is packed"
@@ -48,7 +49,7 @@ class PackedLinear(nn.Module):
         if linears[0].bias is not None:
             self._bias = arrange([linear.bias.detach().float() for linear in linears])
         self._panels = panels(arrange(weights))
-        self._arguments = cpu.LinearArguments(
+        self.arguments = cpu.LinearArguments(
             panels=self._panels.data_ptr(),
             bias=address(self._bias),
             scales=address(self._scales),
@@ -65,7 +66,7 @@ class PackedLinear(nn.Module):
             raise TypeError(f"{x.dtype} {tuple(x.shape)} for a layer of {self.dtype}")
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
-        arguments = cpu.LinearArguments.from_buffer_copy(self._arguments)  # threads share the layer
+        arguments = cpu.LinearArguments.from_buffer_copy(self.arguments)  # threads share the layer
         arguments.input, arguments.out = x.data_ptr(), out.data_ptr()
         arguments.rows = x.numel() // self.in_features
         arguments.num_threads = torch.get_num_threads()
@@ -128,7 +129,7 @@ class SharedLinear:
     """Linear layers that are computed together when the first of them is called."""
 
     def __init__(self, linears: Sequence[nn.Linear], *, quantize: bool = False) -> None:
-        self._packed = PackedLinear(linears, quantize=quantize)
+        self.packed = PackedLinear(linears, quantize=quantize)
         self._sizes = [linear.out_features for linear in linears]
         self._kept = threading.local()  # of each thread: the input, and the outputs for it
 
@@ -136,7 +137,7 @@ class SharedLinear:
         """Output of layer `index`. Nothing is kept once the last layer has its own."""
         known, outputs = getattr(self._kept, "of", (None, ()))
         if known is not x:
-            outputs = self._packed(x).split(self._sizes, dim=-1)
+            outputs = self.packed(x).split(self._sizes, dim=-1)
         self._kept.of = (x, outputs) if index < len(self._sizes) - 1 else (None, ())
         return outputs[index]
 
@@ -146,10 +147,10 @@ class LinearPart(nn.Module):
 
     def __init__(self, shared: SharedLinear, index: int) -> None:
         super().__init__()
-        self._shared, self._index = shared, index
+        self.shared, self._index = shared, index
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._shared.part(x, self._index)
+        return self.shared.part(x, self._index)
 
 
 class GatedMLP(nn.Module):
@@ -173,7 +174,7 @@ class RMSNorm(nn.Module):
         assert kernel is not None, "layers are only replaced where there are kernels"
         self._kernel = kernel
         self.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-        self._arguments = cpu.NormArguments(
+        self.arguments = cpu.NormArguments(
             weight=self.weight.data_ptr(),
             size=len(weight),
             is_bf16=weight.dtype == torch.bfloat16,
@@ -190,7 +191,7 @@ class RMSNorm(nn.Module):
         if rows.stride(-1) != 1:
             rows = rows.contiguous()
         out = torch.empty(x.shape, dtype=x.dtype)
-        arguments = cpu.NormArguments.from_buffer_copy(self._arguments)
+        arguments = cpu.NormArguments.from_buffer_copy(self.arguments)
         arguments.input, arguments.out = rows.data_ptr(), out.data_ptr()
         arguments.outer, arguments.inner, _ = rows.shape
         arguments.outer_stride, arguments.inner_stride, _ = rows.stride()

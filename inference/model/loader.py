@@ -35,6 +35,7 @@ from inference.model.layers import can_pack
 from inference.model.memory import available_memory, readable
 from inference.model.optimize import optimize
 from inference.model.paged import LayerSpec
+from inference.model.stack import fuse
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,13 @@ def has_fast_layers(
         raise not_quantized(config, difference)
     if difference is not None:
         logger.warning("%s runs with its own, slower layers: %s.", config.model, difference)
-    return difference is None
+        return False
+    if (fused := fuse(model, layers)) is not None and (
+        difference := parity.difference(model, layers, token_ids, logits, tolerance)
+    ):
+        logger.info("the layers of %s stay apart: %s.", config.model, difference)
+        fused.undo()
+    return True
 
 
 def not_quantized(config: EngineConfig, reason: str) -> ModelLoadError:

@@ -22,6 +22,8 @@ class LayerSpec:
     k_head_dim: int
     v_head_dim: int
     sliding_window: int | None = None
+    scaling: float = 1.0
+    is_special: bool = False  # it caps its scores or has sinks
 
     @property
     def elements_per_token(self) -> int:

@@ -98,8 +98,15 @@ def find_layers(model: PreTrainedModel) -> list[LayerSpec]:
     def record(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: object, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        window = kwargs.get("sliding_window")
-        spec = LayerSpec(key.shape[1], key.shape[-1], value.shape[-1], window)
+        scaling = kwargs.get("scaling")
+        spec = LayerSpec(
+            num_kv_heads=key.shape[1],
+            k_head_dim=key.shape[-1],
+            v_head_dim=value.shape[-1],
+            sliding_window=kwargs.get("sliding_window"),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            is_special=any(kwargs.get(name) is not None for name in ("softcap", "s_aux")),
+        )
         if found.setdefault(module.layer_idx, spec) != spec:
             raise ValueError(f"layer {module.layer_idx} has two kinds of attention")
         heads = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)

@@ -5,10 +5,9 @@ refer to the others by name.
 """
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +21,7 @@ from inference.errors import ConstraintFailed, InvalidGrammar
 from inference.request import ModelInfo
 from inference.text.parameters import followed
 from inference.text.syntax import Calls, Reasoning
+from inference.text.thinking import ThinkingBudget, Thought
 
 Part = dict[str, Any]
 Schema = dict[str, Any] | bool
@@ -34,7 +34,7 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separ
 # callers write can do worse with it, and get llguidance's own limits.
 _JSON_LIMITS = LLParserLimits(max_items_in_row=15_000, step_max_items=100_000)
 _NUM_TRIAL_TOKENS = 4
-_MAX_CHARACTER = 4  # bytes, and so tokens, of one character
+STACK_SIZE = 64 * 1024**2  # of threads that compile: a chain of references is recursion
 _ANY_TEXT = "/(?s:.*)/"
 
 
@@ -79,15 +79,6 @@ def tags_part(tags: list[dict[str, Any]], triggers: list[str]) -> Part:
     return {"lark_grammar": StructTag.to_grammar(struct_tags, assume_special=False)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thought:
-    """What may come before the answer: a thought that is open already, or could be opened."""
-
-    reasoning: Reasoning
-    is_open: bool
-    max_tokens: int | None = None
-
-
 class Compiler:
     """Makes grammars for one tokenizer. Setting it up takes a second for a large vocabulary.
 
@@ -123,16 +114,29 @@ class Compiler:
         Without parts only the length of the thought is limited. Calls, where not `is_text`, bring
         what stands before them. Raises InvalidGrammar.
         """
-        matcher = None
+        grammar = None
         if parts is not None:
             self._refuse_special(parts)
             start = self._after(thought, is_text) if thought else "start: @answer"
             answer = {**parts[0], "name": "answer"}
             grammars = [{"name": "start", "lark_grammar": start}, answer, *parts[1:]]
-            matcher = self._matcher(json.dumps({"grammars": [answer, *parts[1:]]}))
+            grammar = json.dumps({"grammars": [answer, *parts[1:]]})
             if thought:  # which would hide, for a while, that nothing can follow it
-                matcher = self._matcher(json.dumps({"grammars": grammars}))
-        return AnswerGrammar(matcher, thought, self._tokenizer, self._matcher.cache_clear)
+                self._matcher(grammar)
+                grammar = json.dumps({"grammars": grammars})
+        return self._constraint(grammar, thought)
+
+    def compile_spec(self, spec: dict[str, Any]) -> "AnswerGrammar":
+        """The constraint that has this `spec`. Raises InvalidGrammar."""
+        thought = spec["thought"]
+        if thought is not None:
+            thought = Thought(**thought | {"reasoning": Reasoning(**thought["reasoning"])})
+        return self._constraint(spec["grammar"], thought)
+
+    def _constraint(self, grammar: str | None, thought: Thought | None) -> "AnswerGrammar":
+        matcher = None if grammar is None else self._matcher(grammar)
+        spec = {"grammar": grammar, "thought": thought and asdict(thought)}
+        return AnswerGrammar(matcher, thought, self._tokenizer, self._matcher.cache_clear, spec)
 
     def calls(self, syntax: Calls, tools: list[Tool], *, parallel: bool) -> list[Part]:
         """At least one call of one of the tools, exactly one unless `parallel`."""
@@ -273,9 +277,10 @@ class AnswerGrammar:
         thought: Thought | None,
         tokenizer: Any,
         forget: Callable[[], None],
+        spec: dict[str, Any],
     ) -> None:
         self._matcher, self._thought, self._tokenizer = matcher, thought, tokenizer
-        self._forget = forget
+        self._forget, self.spec = forget, spec
 
     def begin(self) -> "GrammarState":
         """The state before the first token."""
@@ -292,7 +297,7 @@ class GrammarState:
     def __init__(
         self,
         matcher: LLMatcher | None,
-        budget: "ThinkingBudget | None",
+        budget: ThinkingBudget | None,
         forget: Callable[[], None],
     ) -> None:
         self._matcher, self._budget, self._forget = matcher, budget, forget
@@ -321,45 +326,6 @@ class GrammarState:
             reason = self._matcher.get_error().partition("\n")[0][:200]
             raise ConstraintFailed(f"The answer could not be kept to its grammar: {reason}")
         return self._matcher.is_stopped()
-
-
-class ThinkingBudget:
-    """Counts the tokens of a thought, and ends it when there are too many."""
-
-    def __init__(self, thought: Thought, tokenizer: Any) -> None:
-        self._reasoning, self._tokenizer = thought.reasoning, tokenizer
-        self._left = thought.max_tokens or 0
-        closing = thought.reasoning.close
-        if not thought.reasoning.anywhere:
-            closing = f"\n{closing}\n\n"
-        self._closing = deque(tokenizer.encode(closing, add_special_tokens=False))
-        self._inside: bool | None = True if thought.is_open else None  # None: not begun yet
-        self._recent: list[int] = []
-        self._is_amid = False
-
-    def forced_token(self) -> int | None:
-        """The token that must come next because the budget is used up, if it is."""
-        due = self._left <= 0 and not (self._is_amid and self._left > -_MAX_CHARACTER)
-        return self._closing[0] if self._inside and due and self._closing else None
-
-    def advance(self, token_id: int) -> None:
-        """Count a token."""
-        if self._inside is False:
-            return
-        if self.forced_token() is not None:
-            self._closing.popleft()
-            self._inside = bool(self._closing)
-            return
-        self._recent = [*self._recent[-15:], token_id]
-        text = self._tokenizer.decode(self._recent)
-        self._is_amid = text.endswith("\ufffd")  # in the middle of a character
-        if self._inside:
-            self._left -= 1
-            self._inside = self._reasoning.close not in text
-        elif self._reasoning.open in text:
-            self._inside, self._recent = True, []
-        elif not self._reasoning.open.startswith(text.strip()[: len(self._reasoning.open)]):
-            self._inside = False
 
 
 def _demanded_texts(part: Part) -> Iterator[str]:

@@ -105,13 +105,13 @@ def _arguments(text: str) -> dict:
     return value if isinstance(value, dict) else {"": value}
 
 
-def check_calls(items: list[dict]) -> None:
+def check_calls(items: list[dict], param: str = "input") -> None:
     """Raise InvalidRequest for an output whose call is nowhere in the conversation."""
     call_ids = _call_ids(items)
     for item in items:
         if item["type"] in OUTPUTS and item["call_id"] not in call_ids:
             message = f"No tool call found for function call output with call_id {item['call_id']}."
-            raise InvalidRequest(message, "input")
+            raise InvalidRequest(message, param)
 
 
 def without_orphans(items: list[dict]) -> list[dict]:

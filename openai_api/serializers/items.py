@@ -104,7 +104,7 @@ def foreign_item(param: str, item: dict) -> dict:
 
 
 def _head(item: dict, prefix: str, type_: str) -> dict:
-    given = item.get("id")
+    given = item.get("id")  # one that is too long to be kept is replaced, as a missing one
     item_id = given if isinstance(given, str) and 0 < len(given) <= 64 else new_id(prefix)
     return {"id": item_id, "type": type_, "status": "completed"}
 
@@ -130,6 +130,8 @@ class Item(StrictField):
 
     def check(self, param: str, value) -> dict:
         check_type(param, value, dict)
+        if value.get("id") is not None:
+            check_type(f"{param}.id", value["id"], str)
         kind = value.get("type")
         if kind is None:
             is_message = "role" in value or "content" in value or "id" not in value

@@ -46,7 +46,18 @@ class Input(StrictField):
             return [message_item(param, {"role": "user", "content": value})]
         if not isinstance(value, list):
             raise wrong_type(param, "a string or an array of input items", value)
-        return self.entries.check(param, value)
+        items = self.entries.check(param, value)
+        for i, item in enumerate(items):
+            check_configuration(f"{param}[{i}]", item)
+        return items
+
+
+def check_configuration(param: str, item: dict) -> None:
+    """Whether what a `configuration_update` asks for can be done."""
+    if item["type"] == "configuration_update":
+        for key, field in (("reasoning", Reasoning()), ("text", TextFormat())):
+            if key in item:
+                field.check(f"{param}.{key}", item[key])
 
 
 class TextFormat(StrictField):

@@ -1,11 +1,11 @@
-"""The caller's end: an async stream of deltas over a thread."""
+"""The caller's end: an async stream of deltas, from a thread or through a socket."""
 
 import asyncio
 import threading
 
 import pytest
 
-from inference.engine.client import EngineClient
+from inference.engine.thread import ThreadEngine
 from inference.errors import (
     EngineFailed,
     EngineNotReady,
@@ -15,6 +15,7 @@ from inference.errors import (
     PromptTooLong,
 )
 from inference.request import ModelInfo
+from tests.inference.engine_server import connected, served
 from tests.inference.memory_runner import EOS, VOCAB_SIZE, make_core, make_request, naive
 
 
@@ -40,7 +41,7 @@ def gate():
 
 
 @pytest.fixture
-def engine(gate):
+def core(gate):
     core = make_core(num_blocks=200)
     forward = core._runner.forward
 
@@ -49,12 +50,28 @@ def engine(gate):
         return forward(inputs)
 
     core._runner.forward = gated
-    client = EngineClient(lambda report: (core, make_info()), max_num_unfinished=6)
-    wait_until(lambda: client.status.state == "ready")
-    client.core = core
-    yield client
+    return core
+
+
+@pytest.fixture
+def thread_engine(core, gate):
+    engine = ThreadEngine(lambda report: (core, make_info()), max_num_unfinished=6)
+    wait_until(lambda: engine.status.state == "ready")
+    yield engine
     gate.set()
-    client.close()
+    engine.close()
+
+
+@pytest.fixture(params=["thread", "socket"])
+def engine(request, thread_engine, tmp_path):
+    """What a caller sees of the engine: itself, or what leads to it from another process."""
+    if request.param == "thread":
+        yield thread_engine
+        return
+    address = tmp_path / "engine"
+    with served(thread_engine, address), connected(address) as client:
+        wait_until(lambda: client.status.state == "ready")
+        yield client
 
 
 def wait_until(condition, timeout_s: float = 5) -> None:
@@ -90,15 +107,15 @@ async def test_a_slow_reader_gets_fewer_and_larger_deltas(engine):
     assert received[0].token_ids == naive([1, 2], 20)
 
 
-async def test_leaving_the_block_aborts(engine):
-    steps, forward = threading.Semaphore(3), engine.core._runner.forward
-    engine.core._runner.forward = lambda inputs: steps.acquire() and forward(inputs)
+async def test_leaving_the_block_aborts(engine, core):
+    steps, forward = threading.Semaphore(3), core._runner.forward
+    core._runner.forward = lambda inputs: steps.acquire() and forward(inputs)
     async with engine.generate(make_request("left", [1, 2], 60)) as deltas:
         await anext(deltas)
     steps.release(100)
-    wait_until(lambda: not engine.core.has_work)
+    wait_until(lambda: not core.has_work)
 
-    assert engine.core.pool.num_free == engine.core.pool.num_blocks - 1
+    assert core.pool.num_free == core.pool.num_blocks - 1
     assert engine.stats.num_generated_tokens < 60
 
 
@@ -122,16 +139,17 @@ async def test_a_prompt_is_checked_before_it_is_queued(engine, prompt, error):
         engine.generate(make_request("bad", prompt))
 
 
-async def test_a_failing_step_reaches_the_caller(engine):
-    engine.core._runner.forward = lambda inputs: 1 / 0
+async def test_a_failing_step_reaches_the_caller(engine, core):
+    core._runner.forward = lambda inputs: 1 / 0
     with pytest.raises(EngineFailed):
         await read(engine.generate(make_request("failing", [1, 2], 2)))
 
 
-async def test_closing_the_engine_ends_every_stream(engine, gate):
+async def test_closing_the_engine_ends_every_stream(engine, thread_engine, gate):
     gate.clear()
     generation = engine.generate(make_request("open", [1, 2], 60))
-    engine._inbox.put(None)
+    wait_until(lambda: thread_engine._generations)
+    thread_engine._inbox.put(None)
     gate.set()
     with pytest.raises(EngineFailed):
         await read(generation)
@@ -146,7 +164,7 @@ def test_a_model_that_cannot_load_is_told_and_the_engine_says_why():
         report("reading the weights")
         raise ModelLoadError("There is no such model.")
 
-    client = EngineClient(load, max_num_unfinished=1, on_failure=told.append)
+    client = ThreadEngine(load, max_num_unfinished=1, on_failure=told.append)
     wait_until(lambda: told)
 
     assert isinstance(told[0], ModelLoadError)
@@ -162,7 +180,7 @@ def test_while_loading_the_stage_is_told():
         release.wait(10)
         raise ModelLoadError("enough")
 
-    client = EngineClient(load, max_num_unfinished=1)
+    client = ThreadEngine(load, max_num_unfinished=1)
     wait_until(lambda: client.status.stage == "reading the weights")
     with pytest.raises(EngineNotReady, match="reading the weights"):
         client.check_capacity()

@@ -261,3 +261,29 @@ def test_too_little_memory_makes_steps_smaller_and_costs_nobody():
     assert drain(core) == {key: naive(prompt, 4) for key, prompt in prompts.items()}
     assert core.scheduler.max_num_batched_tokens == 8
     assert min(sizes) >= 1 and sizes[:3] == [6, 3, 1]
+
+
+def test_prompts_are_read_in_larger_chunks_while_nobody_waits_for_a_token():
+    core = make_core(max_num_batched_tokens=8, max_num_prefill_tokens=32, max_model_len=200)
+    sizes = []
+    forward = core._runner.forward
+    core._runner.forward = lambda inputs: sizes.append(len(inputs.token_ids)) or forward(inputs)
+    core.add(make_request("first", list(range(1, 41)), 3))
+    for _ in range(2):
+        core.step()
+    core.add(make_request("second", list(range(41, 81)), 1))
+    drain(core)
+
+    assert sizes[:2] == [32, 8]
+    assert max(sizes[2:4]) == 8  # beside the first one, which decodes
+    assert sizes[4:] == [26]
+
+
+def test_a_short_prompt_is_read_beside_a_long_one():
+    core = make_core(max_num_batched_tokens=8, max_model_len=400, num_blocks=200)
+    core.add(make_request("long", [1 + i % 90 for i in range(300)], 1))
+    core.step()
+    core.add(make_request("short", [91, 92, 93], 1))
+    found = [request_id for _ in range(3) for request_id, _ in core.step()]
+
+    assert found == ["short"]

@@ -12,7 +12,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
-from inference.model import optimize
+from inference.model import loader, optimize
 from inference.model.kernels import cpu
 from inference.model.layers import (
     GatedMLP,
@@ -235,7 +235,8 @@ def test_a_model_that_needs_its_own_layers_gets_them_back(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_a_whole_model_with_heads_that_all_kernels_take(family, tmp_path):
+def test_a_whole_model_with_heads_that_all_kernels_take(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "fuse", lambda *args: None)
     oracle = save_model(tmp_path, family, head_dim=64)
     config = EngineConfig(model=str(tmp_path), device="cpu", kv_cache_memory=2**22)
     loaded = load_model(config, silent)

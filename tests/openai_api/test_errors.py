@@ -236,13 +236,13 @@ async def test_too_large_a_body_is_a_413(client, settings):
 
 async def test_while_loading_it_is_a_503_with_the_progress(transactional_db):
     from inference import service
-    from inference.engine.client import EngineClient
+    from inference.engine.thread import ThreadEngine
 
     def load(report):
         report("reading the weights")
         raise inference_errors.ModelLoadError("no such model")
 
-    engine = EngineClient(load, max_num_unfinished=1)
+    engine = ThreadEngine(load, max_num_unfinished=1)
     engine._thread.join()
     service.install(engine)
     try:

@@ -734,3 +734,33 @@ async def test_a_trigger_is_the_last_item(client):
     with pytest.raises(openai.BadRequestError) as caught:
         await client.responses.create(model="m", input=items)
     assert caught.value.param == "input"
+
+
+TWICE = [{"role": "user", "content": "a", "id": "i"}, {"role": "user", "content": "b", "id": "i"}]
+REFUSED = {
+    "input": TWICE,
+    "input[0].id": [{"role": "user", "content": "Hi", "id": 5}],
+    "input[0].reasoning.effort": [
+        {"type": "configuration_update", "reasoning": {"effort": "much"}}
+    ],
+    "input[0].text.format.type": [{"type": "configuration_update", "text": {"format": {}}}],
+}
+
+
+@pytest.mark.parametrize("param", REFUSED)
+async def test_what_is_wrong_with_an_item_is_named(client, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(model="m", input=REFUSED[param])
+    assert caught.value.param == param
+
+
+async def test_a_conversation_takes_no_output_without_its_call(client):
+    output = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    conversation = await client.conversations.create()
+    for add in (
+        lambda: client.conversations.create(items=[output]),
+        lambda: client.conversations.items.create(conversation.id, items=[output]),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await add()
+        assert caught.value.param == "items"

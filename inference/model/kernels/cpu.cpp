@@ -128,7 +128,7 @@ struct Product {
     bool fresh;
 };
 
-template <class Op, int M, int N> static void micro(Product p) {
+template <class Op, int M, int N, bool ahead> static void micro(Product p) {
     typename Op::Sum sums[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
@@ -140,8 +140,9 @@ template <class Op, int M, int N> static void micro(Product p) {
         I16 columns[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) {
-            // Few rows run at the speed of memory, and no hardware prefetch crosses a page.
-            if (M <= 2) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
+            // Columns that are read for the first time come from memory, and no hardware prefetch
+            // crosses a page.
+            if (ahead) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
             columns[n] = *(const I16 *)(p.b + k * p.b_stride + n * LANES);
         }
 #pragma GCC unroll 8
@@ -159,10 +160,11 @@ template <class Op, int M, int N> static void micro(Product p) {
             *(typename Op::Sum *)(p.c + m * p.c_stride + n * LANES) = sums[m][n];
 }
 
-template <class Op, int N, int M = MR> static void some_rows(const Product &p, long rows) {
+template <class Op, int N, bool ahead, int M = MR>
+static void some_rows(const Product &p, long rows) {
     if constexpr (M > 0) {
-        if (rows == M) return micro<Op, M, N>(p);
-        some_rows<Op, N, M - 1>(p, rows);
+        if (rows == M) return micro<Op, M, N, ahead>(p);
+        some_rows<Op, N, ahead, M - 1>(p, rows);
     }
 }
 
@@ -173,7 +175,10 @@ template <class Op> static void multiply(const Product &whole, long rows, long c
         for (long m = 0; m < rows; m += MR) {
             Product part = whole;
             part.a += m * whole.a_stride, part.b += n, part.c += m * whole.c_stride + n;
-            (width == NR ? some_rows<Op, NR> : some_rows<Op, 1>)(part, std::min<long>(MR, rows - m));
+            long some = std::min<long>(MR, rows - m);
+            if (width != NR) some_rows<Op, 1, false>(part, some);
+            else if (m == 0) some_rows<Op, NR, true>(part, some);
+            else some_rows<Op, NR, false>(part, some);
         }
     }
 }
@@ -766,24 +771,143 @@ struct Rotary {  // as in cpu.py
 };
 
 // x * cos + (-second half of x, first half of x) * sin
-template <class T> static void rotate_rows(const Rotary &args) {
-    const long half = args.dim / 2;
-#pragma omp parallel for num_threads(args.num_threads) if (args.num_tokens >= 16)
-    for (long t = 0; t < args.num_tokens; t++) {
-        const T *cos = (const T *)args.cos + t * args.dim, *sin = (const T *)args.sin + t * args.dim;
-        for (long h = 0; h < args.num_heads + args.num_kv_heads; h++) {
-            long k = h - args.num_heads;
-            T *row = k < 0 ? (T *)args.query + t * args.query_token + h * args.query_head
-                           : (T *)args.key + t * args.key_token + k * args.key_head;
-            for (long i = 0; i < half; i += LANES) {
-                F16 x = load(row + i), y = load(row + half + i);
-                store(row + i, x * load(cos + i) - y * load(sin + i));
-                store(row + half + i, y * load(cos + half + i) + x * load(sin + half + i));
-            }
+template <class T>
+static inline void rotate_token(T *query, T *key, const T *cos, const T *sin, long num_heads,
+                                long num_kv_heads, long dim, long query_head, long key_head) {
+    const long half = dim / 2;
+    for (long h = 0; h < num_heads + num_kv_heads; h++) {
+        T *row = h < num_heads ? query + h * query_head : key + (h - num_heads) * key_head;
+        for (long i = 0; i < half; i += LANES) {
+            F16 x = load(row + i), y = load(row + half + i);
+            store(row + i, x * load(cos + i) - y * load(sin + i));
+            store(row + half + i, y * load(cos + half + i) + x * load(sin + half + i));
         }
     }
 }
 
+template <class T> static void rotate_rows(const Rotary &args) {
+#pragma omp parallel for num_threads(args.num_threads) if (args.num_tokens >= 16)
+    for (long t = 0; t < args.num_tokens; t++)
+        rotate_token((T *)args.query + t * args.query_token, (T *)args.key + t * args.key_token,
+                     (const T *)args.cos + t * args.dim, (const T *)args.sin + t * args.dim,
+                     args.num_heads, args.num_kv_heads, args.dim, args.query_head, args.key_head);
+}
+
 extern "C" void rotary(const Rotary *args) {
     args->is_bf16 ? rotate_rows<bf16>(*args) : rotate_rows<float>(*args);
+}
+
+// ---- A stack of decoder layers: everything above in one call, so that nothing is between ----
+
+struct Decoder {  // as in cpu.py: one layer
+    const Linear *qkv, *o, *gate_up, *down;
+    const RmsNorm *input_norm, *post_norm, *q_norm, *k_norm;  // the last two may be null
+    void *keys, *values;
+    int64_t window;
+    double scaling;
+};
+
+struct Stack {  // as in cpu.py
+    const Decoder *layers;
+    const Attention *run;    // what all layers have in common
+    const void *cos, *sin;   // [T, dim]
+    void *hidden;            // [T, hidden_size]: the input, and at the end the answer
+    void *normed, *qkv, *attended, *gated;  // working memory
+    int64_t num_layers, num_tokens, hidden_size, num_heads, num_kv_heads, dim, is_bf16, is_int8;
+    int64_t num_threads;
+};
+
+template <class T> static void project(const Stack &stack, const Linear *layer, const void *input,
+                                       void *out) {
+    Linear args = *layer;
+    args.input = input, args.out = out;
+    args.rows = stack.num_tokens, args.num_threads = stack.num_threads;
+    if constexpr (sizeof(T) == 4) {
+#ifdef __AVX512VNNI__
+        if (stack.is_int8) return linear<Quads, float, float, true>(args);
+#endif
+        linear<Floats, float, float, false>(args);
+    } else {
+#ifdef __AVX512VNNI__
+        if (stack.is_int8) return linear<Quads, bf16, bf16, true>(args);
+#endif
+#ifdef __AVX512BF16__
+        linear<Pairs, bf16, bf16, false>(args);
+#endif
+    }
+}
+
+// Norm of `row` into `out`, after adding `more`, if there is any, to the row itself.
+template <class T> static void norm_row(const RmsNorm &args, T *row, const T *more, T *out) {
+    const T *weight = (const T *)args.weight;
+    F16 squares = {};
+    for (long c = 0; c < args.size; c += LANES) {
+        if (more) store(row + c, load(row + c) + load(more + c));
+        squares += load(row + c) * load(row + c);
+    }
+    float scale = 1 / std::sqrt(reduce(squares, sum) / args.size + (float)args.eps);
+    for (long c = 0; c < args.size; c += LANES)
+        store(out + c, load(row + c) * scale * (load(weight + c) + (float)args.offset));
+}
+
+template <class T> static void add_and_norm(const Stack &stack, const T *more, const RmsNorm *norm) {
+    const long size = stack.hidden_size;
+    T *hidden = (T *)stack.hidden, *normed = (T *)stack.normed;
+#pragma omp parallel for num_threads(stack.num_threads) if (stack.num_tokens * size > 1 << 15)
+    for (long t = 0; t < stack.num_tokens; t++) {
+        const T *row = more ? more + t * size : nullptr;
+        if (norm) {
+            norm_row(*norm, hidden + t * size, row, normed + t * size);
+            continue;
+        }
+        for (long c = 0; c < size; c += LANES)
+            store(hidden + t * size + c, load(hidden + t * size + c) + load(row + c));
+    }
+}
+
+// Heads of queries and keys: norm, if there is one, and rotation, in place.
+template <class T> static void norm_and_rotate(const Stack &stack, const Decoder &layer) {
+    const long heads = stack.num_heads, all = heads + stack.num_kv_heads, dim = stack.dim;
+    const long width = (all + stack.num_kv_heads) * dim;
+#pragma omp parallel for num_threads(stack.num_threads) if (stack.num_tokens >= 16)
+    for (long t = 0; t < stack.num_tokens; t++) {
+        T *row = (T *)stack.qkv + t * width;
+        if (layer.q_norm)
+            for (long h = 0; h < all; h++)
+                norm_row<T>(h < heads ? *layer.q_norm : *layer.k_norm, row + h * dim, nullptr,
+                            row + h * dim);
+        rotate_token(row, row + heads * dim, (const T *)stack.cos + t * dim,
+                     (const T *)stack.sin + t * dim, heads, stack.num_kv_heads, dim, dim, dim);
+    }
+}
+
+template <class Op, class T> static void run_stack(const Stack &stack) {
+    const long heads = stack.num_heads, kv_heads = stack.num_kv_heads, dim = stack.dim;
+    Attention attend = *stack.run;
+    attend.query = stack.qkv;
+    attend.key = (const T *)stack.qkv + heads * dim;
+    attend.value = (const T *)stack.qkv + (heads + kv_heads) * dim;
+    attend.query_token = attend.key_token = attend.value_token = (heads + 2 * kv_heads) * dim;
+    attend.query_head = attend.key_head = attend.value_head = dim;
+    attend.out = stack.attended;
+    const T *more = nullptr;  // what still has to be added to the hidden states
+    for (long i = 0; i < stack.num_layers; i++) {
+        const Decoder &layer = stack.layers[i];
+        add_and_norm<T>(stack, more, layer.input_norm);
+        project<T>(stack, layer.qkv, stack.normed, stack.qkv);
+        norm_and_rotate<T>(stack, layer);
+        attend.keys = layer.keys, attend.values = layer.values;
+        attend.window = layer.window, attend.scaling = layer.scaling;
+        attention<Op, T>(attend);
+        project<T>(stack, layer.o, stack.attended, stack.qkv);  // free again, and wide enough
+        add_and_norm<T>(stack, (const T *)stack.qkv, layer.post_norm);
+        project<T>(stack, layer.gate_up, stack.normed, stack.gated);
+        more = (const T *)stack.normed;
+        project<T>(stack, layer.down, stack.gated, stack.normed);
+    }
+    add_and_norm<T>(stack, more, nullptr);
+}
+
+extern "C" void decoder_stack(const Stack *stack) {
+    stack->is_bf16 ? run_stack<Pairs, bf16>(*stack) : run_stack<Floats, float>(*stack);
 }

@@ -86,6 +86,18 @@ RotaryArguments = structure(
     "is_bf16 num_threads",
 )
 
+DecoderArguments = structure(
+    "Decoder",
+    "qkv o gate_up down input_norm post_norm q_norm k_norm keys values",
+    "window",
+    "scaling",
+)
+StackArguments = structure(
+    "Stack",
+    "layers run cos sin hidden normed qkv attended gated",
+    "num_layers num_tokens hidden_size num_heads num_kv_heads dim is_bf16 is_int8 num_threads",
+)
+
 
 def can_attend(keys: Tensor, values: Tensor) -> bool:
     """Whether `PagedAttention` can work on caches like these."""
@@ -152,6 +164,15 @@ class PagedAttention:
         self._attend(ctypes.byref(arguments))
         if rounded is not out:
             out.copy_(rounded)
+
+    def described(self, keys: Tensor, values: Tensor, num_heads: int) -> Any:
+        """The arguments of the run for layers with such caches, without their own."""
+        arguments = AttentionArguments.from_buffer_copy(self._arguments)
+        arguments.num_heads = num_heads
+        _, arguments.num_kv_heads, arguments.block_size, arguments.k_dim = keys.shape
+        arguments.v_dim = values.shape[-1]
+        arguments.is_bf16 = keys.dtype == torch.bfloat16
+        return arguments
 
     @staticmethod
     def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
