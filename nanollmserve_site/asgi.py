@@ -29,7 +29,7 @@ from nanollmserve_site.door import loopback_only, same_origin
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application, websocket_application
 from nanollmserve_site.request_id import with_request_id
-from openai_api import background
+from openai_api import background, keys
 
 logger = logging.getLogger("nanollmserve")
 
@@ -61,8 +61,10 @@ atexit.register(service.close)
 
 application = ProtocolTypeRouter(
     {
-        "http": with_request_id(guard(loopback_only(http_application()))),
-        "websocket": with_request_id(loopback_only(same_origin(websocket_application()))),
+        "http": with_request_id(guard(loopback_only(http_application(), keys.exist))),
+        "websocket": with_request_id(
+            loopback_only(same_origin(websocket_application()), keys.exist)
+        ),
         "lifespan": lifespan,
     }
 )

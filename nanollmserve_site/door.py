@@ -1,6 +1,7 @@
 """Without API keys only this machine is served, unless the operator says otherwise."""
 
 import socket
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from nanollmserve_site.config import ServerConfig
 from nanollmserve_site.guard import Application, Message, Receive, Send, error_messages
 
 
-def safe_address(config: ServerConfig) -> str:
+def safe_address(config: ServerConfig, *, has_keys: bool = False) -> str:
     """The address to listen on. Raises ImproperlyConfigured if others could come in unasked."""
     named = f"--host (NANOLLM_HOST) is {config.host!r}"
     try:
@@ -21,10 +22,11 @@ def safe_address(config: ServerConfig) -> str:
         raise ImproperlyConfigured(f"{named}: {error.strerror}.") from None
     if is_loopback(address):
         return address
-    if not config.allow_no_auth:
+    if not (has_keys or config.allow_no_auth):
         raise ImproperlyConfigured(
-            f"{named}, which others can reach, and no API key is asked for. "
-            "Listen on 127.0.0.1, or add --allow-no-auth (NANOLLM_ALLOW_NO_AUTH)."
+            f"{named}, which others can reach, and no API key is asked for. Make one with "
+            "`manage.py apikey create NAME`, or listen on 127.0.0.1, or add --allow-no-auth "
+            "(NANOLLM_ALLOW_NO_AUTH)."
         )
     if ip_address(address).is_unspecified and not config.allowed_hosts:
         raise ImproperlyConfigured(
@@ -34,7 +36,7 @@ def safe_address(config: ServerConfig) -> str:
     return address
 
 
-def loopback_only(app: Application) -> Application:
+def loopback_only(app: Application, has_keys: Callable[[], Awaitable[bool]]) -> Application:
     """For servers that choose their address themselves, as `daphne -b` does."""
     if settings.SERVER.allow_no_auth:
         return app
@@ -42,11 +44,11 @@ def loopback_only(app: Application) -> Application:
         403,
         "invalid_request_error",
         "This server asks for no API key, and so is open to its own machine only. Its operator "
-        "can change that with NANOLLM_ALLOW_NO_AUTH.",
+        "can make a key with `manage.py apikey create`, or set NANOLLM_ALLOW_NO_AUTH.",
     )
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
-        if reached_from_outside(scope):
+        if reached_from_outside(scope) and not await has_keys():
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close"})
                 return

@@ -30,6 +30,12 @@ def prepare() -> bool:
     return alone
 
 
+def prepare_tables() -> None:
+    """For a command that may come before the first start."""
+    with locked(settings.SERVER.data_dir):
+        migrate()
+
+
 def migrate() -> None:
     executor = MigrationExecutor(connection)
     missing = len(executor.migration_plan(executor.loader.graph.leaf_nodes()))

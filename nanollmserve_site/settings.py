@@ -104,7 +104,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["openai_api.policies.parsers.StrictJSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "openai_api.policies.negotiation.AlwaysJSON",
     "EXCEPTION_HANDLER": "openai_api.errors.exception_handler",
-    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["openai_api.policies.authentication.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": [],
     "UNAUTHENTICATED_USER": None,
 }

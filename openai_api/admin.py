@@ -11,12 +11,14 @@ from django.db.models import Exists, OuterRef
 from django.urls import reverse
 from django.utils.html import format_html
 
+from openai_api import admin_keys  # noqa: F401  (which registers its own)
 from openai_api.admin_lists import (
     EXCERPT_LEN,
     ChatList,
     ConversationList,
     LookingAdmin,
     ResponseList,
+    badge,
 )
 from openai_api.models import Conversation, RequestLog, StoredChatCompletion, StoredResponse
 from openai_api.transcript import Turn, call_names, chat_items, pretty, turns_of
@@ -87,10 +89,6 @@ class TranscriptAdmin(LookingAdmin):
     @admin.display(description="output")
     def answer(self, row) -> str:
         return excerpt(row.output_excerpt)
-
-
-def badge(kind: str, label: str) -> str:
-    return format_html('<span class="badge badge-{}">{}</span>', kind, label)
 
 
 def excerpt(text: str | None) -> str:
@@ -259,17 +257,27 @@ class RequestLogAdmin(LookingAdmin):
         "first_token",
         "duration",
         "speed",
+        "key",
         "client",
         "response",
     )
-    list_filter = (EndpointFilter, "outcome", HttpStatusFilter, "stream", ModelFilter, "created_at")
+    list_filter = (
+        "key",
+        EndpointFilter,
+        "outcome",
+        HttpStatusFilter,
+        "stream",
+        ModelFilter,
+        "created_at",
+    )
+    list_select_related = ("key",)
     search_fields = ("id__exact", "response_id__exact")
     search_help_text = "Search by the whole id of a request or of a response."
     fieldsets = (
         (None, {"fields": ("id", "created", "endpoint", "model", "stream", "response")}),
         ("End", {"fields": ("state", "status", "finish_reason", "error_code", "error_message")}),
         ("Usage", {"fields": ("prompt", "completion", "first_token", "duration", "speed")}),
-        ("Caller", {"fields": ("client", "user_agent")}),
+        ("Caller", {"fields": ("key", "client", "user_agent")}),
     )
 
     def has_delete_permission(self, request, obj=None):

@@ -16,6 +16,7 @@ from django.db.models import (
 )
 from django.db.models.fields.json import KT
 from django.db.models.functions import Coalesce, Concat, Left
+from django.utils.html import format_html
 from django.utils.timezone import localtime
 
 from openai_api.models import ConversationItem
@@ -23,6 +24,10 @@ from openai_api.models import ConversationItem
 MAX_PAGE = 10**9
 NUM_EXCERPT_ITEMS = 4
 EXCERPT_LEN = 110
+
+
+def badge(kind: str, label: str) -> str:
+    return format_html('<span class="badge badge-{}">{}</span>', kind, label)
 
 
 class UncountedPaginator(Paginator):

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
 from inference.request import (
@@ -76,6 +76,12 @@ def total_usage(answers: "list[Answer]") -> Usage:
     )
 
 
+def sum_of(usages: Iterable[Usage]) -> Usage:
+    """Of answers to different prompts."""
+    columns = zip(*map(astuple, usages), strict=True)
+    return Usage(*map(sum, columns))
+
+
 class Answer:
     """One generation as segments. It is queued when it is made; iterating runs it to its end.
 
@@ -104,6 +110,7 @@ class Answer:
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.sum_of_logprobs = 0.0
         self.first_token_at: float | None = None
+        self.is_over = False
         self._params, self._include_stop = choice.params, body["include_stop_str_in_output"]
         self._show_end = not chat  # text completions score their end token too
         self._interval = body.get("stream_interval", 1)
@@ -181,6 +188,7 @@ class Answer:
 
     def abort(self) -> None:
         """End an answer that nobody will iterate."""
+        self.is_over = True
         self._generation.abort()
 
     def cancel(self) -> None:
@@ -240,7 +248,7 @@ class Answer:
         if self._tokens:  # which never showed any text
             segments.append(Segment("text", "", self._tokens))
         self._tokens = []
-        self.finish_reason, self.stop_reason = reason, stop_reason
+        self.finish_reason, self.stop_reason, self.is_over = reason, stop_reason, True
 
     def _add_text(self, text: str, segments: list[Segment]) -> None:
         if not text or self._stop.matched is not None:

@@ -15,8 +15,11 @@ from inference.errors import EngineNotReady, EngineOverloaded
 from inference.service import get_engine
 from openai_api import response_rows as rows
 from openai_api import retention
-from openai_api.database import read, write
+from openai_api.database import read, write, write_later
 from openai_api.errors import as_api_error
+from openai_api.history import charge
+from openai_api.limits import Lease
+from openai_api.prompts import salted
 from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run, failure
 from openai_api.serializers.fields import validated
@@ -69,16 +72,21 @@ async def begin(prepared: Prepared) -> Run:
 
 async def _begin(prepared: Prepared) -> Run:
     run = Run(prepared.row, prepared.answer(get_engine()), **prepared.run_options)
+    prepared.lease.answers = [run.answer]
     events = run.drive()
     await anext(events)  # the row has been created
-    _keep(run, events)
+    _keep(run, events, prepared.lease)
     return run
 
 
-def _keep(run: Run, events) -> None:
+def _keep(run: Run, events, lease: Lease) -> None:
+    def ended(_: asyncio.Task) -> None:
+        _tasks.pop(run.row.pk, None)
+        write_later(charge, run.row.key_id, run.answer, lease)
+
     task = asyncio.create_task(_drain(events))
     _tasks[run.row.pk] = task
-    task.add_done_callback(lambda _: _tasks.pop(run.row.pk, None))
+    task.add_done_callback(ended)
 
 
 async def _drain(events) -> None:
@@ -88,27 +96,27 @@ async def _drain(events) -> None:
 
 
 async def _recover() -> None:
-    ids = await write(rows.abandoned)
-    if ids:
-        logger.warning("going on with %d background responses", len(ids))
-    while ids and get_engine().status.state == "loading":
+    found = await write(rows.abandoned)
+    if found:
+        logger.warning("going on with %d background responses", len(found))
+    while found and get_engine().status.state == "loading":
         await asyncio.sleep(0.1)
-    for response_id in ids:
+    for response_id, owner in found:
         try:
-            await _resume(response_id)
+            await _resume(response_id, owner)
         except Exception as exc:
             error = failure(as_api_error(exc))["error"]
-            row = await read(rows.find, response_id)
+            row = await read(rows.find, response_id, owner)
             await write(rows.fail, row, error)
 
 
-async def _resume(response_id: str) -> None:
+async def _resume(response_id: str, owner: int | None) -> None:
     """Go on after the last event that was kept."""
-    row = await read(rows.find, response_id)
+    row = await read(rows.find, response_id, owner)
     past, token_ids = await read(rows.past_of, response_id)
-    body = validated(ResponseSerializer, row.body) | {"input": row.input}
+    body = salted(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
     context = await read(rows.context_of, row)
-    prepared = await prepare(get_engine().model, body, context)
+    prepared = await prepare(get_engine().model, body, owner, context)
     while True:
         try:
             answer = prepared.answer(get_engine(), token_ids)
@@ -116,4 +124,4 @@ async def _resume(response_id: str) -> None:
         except (EngineOverloaded, EngineNotReady):
             await asyncio.sleep(1)
     run = Run(row, answer, **prepared.run_options, past=past)
-    _keep(run, run.drive())
+    _keep(run, run.drive(), prepared.lease)

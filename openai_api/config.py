@@ -28,6 +28,12 @@ class ApiConfig:
     trust_request_chat_template: bool = setting(
         False, "Let requests bring a chat template of their own; it runs in a sandbox."
     )
+    prefix_cache_scope: str = setting(
+        "key",
+        "Who shares cached prefixes: requests of one key, or all. With all of them, one key can "
+        "find out what another one asked.",
+        choices=("key", "global"),
+    )
     ping_interval_s: float = setting(
         15.0, "Seconds of silence after which a stream sends a comment.", minimum=0.05
     )

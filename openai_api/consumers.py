@@ -16,16 +16,20 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
 from inference.service import get_engine
+from openai_api import keys
 from openai_api.errors import (
     InvalidRequest,
     Overloaded,
+    Unauthorized,
     UnsupportedParameter,
     as_api_error,
     error_body,
 )
 from openai_api.history import Outcome, Record
+from openai_api.limits import estimate
+from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
-from openai_api.prompts import check_model, check_prompt
+from openai_api.prompts import check_model, check_prompt, salted
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
 from openai_api.response_requests import Prepared, prepare
@@ -65,7 +69,22 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         self._waiting: list[int] = []  # sizes of the messages that wait for their turn
         self._is_over = False
         self._clock = asyncio.create_task(self._end_of_time())
-        await self.accept()
+        await self.accept()  # daphne cannot refuse with a status and a body
+        try:
+            await self._authenticate()
+        except Unauthorized as exc:
+            await self._send_error(exc)
+            await self._turn_away()
+
+    async def _turn_away(self) -> None:
+        with suppress(Disconnected):
+            await self.close(POLICY_VIOLATION)
+
+    async def _authenticate(self) -> ApiKey | None:
+        """The key of the connection, at the beginning and again for each response."""
+        await keys.refresh()
+        headers = {name.decode(): value.decode("latin-1") for name, value in self.scope["headers"]}
+        return keys.identify(headers)
 
     async def disconnect(self, code: int) -> None:
         self._clock.cancel()
@@ -156,10 +175,11 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
     async def _answer(self, lane: Lane, message: dict, record: Record) -> None:
         outcome, status = Outcome.CANCELLED, None
         try:
-            await record.open()
+            key = await self._authenticate()
+            await record.open(key)
             if self._is_over:
                 raise connection_is_over()
-            await self._create(lane, message, record)
+            await self._create(lane, message, record, key)
             outcome, status = Outcome.SUCCEEDED, 200
         except Exception as exc:
             error = as_api_error(exc)
@@ -167,6 +187,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             record.fail(status, error_body(error))
             _evict(lane, message.get("previous_response_id"))
             await self._send_error(error, lane.stream_id)
+            if isinstance(exc, Unauthorized):  # the key has been revoked
+                await self._turn_away()
         finally:
             lane.run = None
             record.abort_answers()
@@ -175,20 +197,25 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             else:
                 await record.close(outcome, status)
 
-    async def _create(self, lane: Lane, message: dict, record: Record) -> None:
+    async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
-        body = _body_of(message)
+        owner = key and key.pk
+        body = salted(_body_of(message), owner)
         record.describe(body)
         engine = get_engine()
-        check_model(engine.model, body["model"])
-        prepared = await prepare(engine.model, body, self._remembered(body))
+        check_model(engine.model, body["model"], key)
+        await record.admit()
+        prepared = await prepare(engine.model, body, owner, self._remembered(body))
         if warm_up:
             prepared = prepared.as_warm_up()
+        record.summaries = prepared.summaries
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
+        record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))
         answer = prepared.answer(engine)
-        record.answers, record.row.response_id = [answer], prepared.row.id
+        record.expect([answer])
+        record.row.response_id = prepared.row.id
         lane.run = Run(prepared.row, answer, **prepared.run_options)
         async with aclosing(lane.run.drive()) as events:
             async for event in events:

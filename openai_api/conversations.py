@@ -1,5 +1,6 @@
 """Conversations: each function is one read or one state change of the database.
 
+`owner` is the key of who asks; what belongs to another one is not there.
 A response that goes on from a conversation holds its lock from its first row to its last, so that
 what it read is still the end when its own items are added.
 """
@@ -18,38 +19,40 @@ from openai_api.protocol.items import check_calls
 FINISHED = (StoredResponse.Status.COMPLETED, StoredResponse.Status.INCOMPLETE)
 
 
-def create(items: list[dict], metadata: dict) -> Conversation:
+def create(items: list[dict], metadata: dict, owner: int | None = None) -> Conversation:
     refuse_known([], items, "items")
     check_calls(items, "items")
     with transaction.atomic():
-        row = Conversation.objects.create(metadata=metadata)
+        row = Conversation.objects.create(metadata=metadata, key_id=owner)
         _append(row.pk, items)
     return row
 
 
-def find(conversation_id: str, param: str | None = None) -> Conversation:
+def find(conversation_id: str, owner: int | None = None, param: str | None = None) -> Conversation:
     """Raises NotFound, which names the field `param`."""
-    row = Conversation.objects.filter(pk=conversation_id).first()
+    row = Conversation.objects.filter(pk=conversation_id, key=owner).first()
     if row is None:
         raise _not_found(conversation_id, param)
     return row
 
 
-def update_metadata(conversation_id: str, metadata: dict) -> Conversation:
+def update_metadata(conversation_id: str, metadata: dict, owner: int | None = None) -> Conversation:
     """All of the metadata is replaced. Raises NotFound."""
-    Conversation.objects.filter(pk=conversation_id).update(metadata=metadata, used_at=now())
-    return find(conversation_id)
+    rows = Conversation.objects.filter(pk=conversation_id, key=owner)
+    rows.update(metadata=metadata, used_at=now())
+    return find(conversation_id, owner)
 
 
-def delete(conversation_id: str) -> None:
+def delete(conversation_id: str, owner: int | None = None) -> None:
     """Raises NotFound. A response that is at it goes on, and adds nothing."""
-    find(conversation_id).delete()
+    find(conversation_id, owner).delete()
 
 
-def add_items(conversation_id: str, items: list[dict]) -> dict:
+def add_items(conversation_id: str, items: list[dict], owner: int | None = None) -> dict:
     """The added items, as the API's list. Raises NotFound, ConversationLocked, InvalidRequest."""
     with transaction.atomic():
-        row = Conversation.objects.select_for_update().filter(pk=conversation_id).first()
+        rows = Conversation.objects.select_for_update()
+        row = rows.filter(pk=conversation_id, key=owner).first()
         if row is None:
             raise _not_found(conversation_id)
         if row.run_id:  # its response would be put behind what it has not seen
@@ -61,33 +64,33 @@ def add_items(conversation_id: str, items: list[dict]) -> dict:
     return list_object(items, len(items))
 
 
-def find_item(conversation_id: str, item_id: str) -> dict:
+def find_item(conversation_id: str, item_id: str, owner: int | None = None) -> dict:
     """Raises NotFound."""
-    find(conversation_id)
+    find(conversation_id, owner)
     items = _items_of(conversation_id).filter(item_id=item_id).values_list("item", flat=True)
     if (item := items.first()) is None:
         raise _item_not_found(item_id)
     return item
 
 
-def item_anywhere(item_id: str) -> dict | None:
-    """The newest item of this id, in whatever conversation."""
-    items = ConversationItem.objects.filter(item_id=item_id)
+def item_anywhere(item_id: str, owner: int | None = None) -> dict | None:
+    """The newest item of this id, in whatever conversation of the owner."""
+    items = ConversationItem.objects.filter(item_id=item_id, conversation__key=owner)
     return items.order_by("-pk").values_list("item", flat=True).first()
 
 
-def delete_item(conversation_id: str, item_id: str) -> Conversation:
+def delete_item(conversation_id: str, item_id: str, owner: int | None = None) -> Conversation:
     """Raises NotFound."""
-    row = find(conversation_id)
+    row = find(conversation_id, owner)
     num_deleted, _ = _items_of(conversation_id).filter(item_id=item_id).delete()
     if not num_deleted:
         raise _item_not_found(item_id)
     return row
 
 
-def items_page(conversation_id: str, query: dict) -> dict:
+def items_page(conversation_id: str, query: dict, owner: int | None = None) -> dict:
     """One page of the items, as the API's list. Raises NotFound, InvalidRequest."""
-    find(conversation_id)
+    find(conversation_id, owner)
     rows = _items_of(conversation_id)
     descending = query["order"] == "desc"
     if "after" in query:
@@ -100,12 +103,12 @@ def items_page(conversation_id: str, query: dict) -> dict:
     return list_object(list(items), query["limit"])
 
 
-def context(conversation_id: str) -> tuple[list[dict], int]:
+def context(conversation_id: str, owner: int | None = None) -> tuple[list[dict], int]:
     """All items, and the key of the last: where a response would go on.
 
     Raises NotFound, or ConversationLocked: what the running response says is still missing.
     """
-    if find(conversation_id, "conversation").run_id:
+    if find(conversation_id, owner, "conversation").run_id:
         raise ConversationLocked()
     rows = list(_items_of(conversation_id).values_list("pk", "item"))
     return [item for _, item in rows], rows[-1][0] if rows else 0
@@ -115,7 +118,8 @@ def items_before(response: StoredResponse) -> list[dict]:
     """What its conversation, if it has one, held when it began. Raises InvalidRequest."""
     if response.conversation_id is None:
         return []
-    if not Conversation.objects.filter(pk=response.conversation_id).exists():
+    rows = Conversation.objects.filter(pk=response.conversation_id, key=response.key_id)
+    if not rows.exists():
         raise InvalidRequest(
             f"Conversation with id '{response.conversation_id}', from which response "
             f"'{response.pk}' went on, not found.",
@@ -149,9 +153,10 @@ def lock(response: StoredResponse) -> None:
     if conversation_id is None:
         return
     with transaction.atomic():
-        free = Conversation.objects.filter(pk=conversation_id, run_id="")
+        owner = response.key_id
+        free = Conversation.objects.filter(pk=conversation_id, key=owner, run_id="")
         if not free.update(run_id=response.pk, boot_id=BOOT_ID):
-            find(conversation_id, "conversation")
+            find(conversation_id, owner, "conversation")
             raise ConversationLocked()
         # Only now: what another one added before this one got the lock has become visible.
         unseen = _items_of(conversation_id).filter(pk__gt=response.conversation_position)

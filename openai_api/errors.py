@@ -4,11 +4,15 @@ ApiError                        500
     InvalidRequest              400  a parameter is missing, malformed or unsupported
         UnsupportedParameter    400
         ContextTooLong          400
+        Unauthorized            401
+        ModelNotAllowed         403
         NotFound                404
             ModelNotFound       404
         ConversationLocked      409  of a passing condition alone: clients try again by themselves
         BodyTooLarge            413
     Overloaded                  429
+    LimitReached                429  of the caller's key
+        QuotaExceeded           429
     Unavailable                 503  loading, or shutting down
     ServerError                 500  anything unexpected
 """
@@ -60,6 +64,19 @@ class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class Unauthorized(InvalidRequest):
+    status_code = 401
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class ModelNotAllowed(InvalidRequest):
+    status_code = 403
+    code = "model_not_allowed"
+    param = "model"
+
+
 class NotFound(InvalidRequest):
     status_code = 404
     default_detail = "Not found."
@@ -89,6 +106,29 @@ class Overloaded(ApiError):
     status_code = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class LimitReached(ApiError):
+    """A key's limit; without `wait_s` waiting does not help, and clients are told not to retry."""
+
+    status_code = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, type: str, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.type = type  # which limit it is, as at OpenAI
+        self.headers = retry_after(wait_s) if wait_s else {"x-should-retry": "false"}
+
+
+class QuotaExceeded(LimitReached):
+    code = "insufficient_quota"
+
+    def __init__(self) -> None:
+        super().__init__(
+            self.code,
+            "You exceeded your current quota: the tokens that your API key may use in a day are "
+            "used up until midnight UTC.",
+        )
 
 
 class Unavailable(ApiError):
@@ -201,9 +241,12 @@ def _message(exc: Exception, error: type[ApiError]) -> str | None:
 
 
 def _retry_headers(exc: Exception) -> dict[str, str]:
+    seconds = getattr(exc, "retry_after_s", None)
+    return {} if seconds is None else retry_after(seconds)
+
+
+def retry_after(seconds: float) -> dict[str, str]:
     """Whole seconds, at least one: the SDK ignores 0, and gives up beyond 120."""
-    if (seconds := getattr(exc, "retry_after_s", None)) is None:
-        return {}
     return {"Retry-After": str(min(max(math.ceil(seconds), 1), 120))}
 
 

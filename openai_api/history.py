@@ -2,10 +2,16 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from openai_api.answers import Answer, total_usage
+from django.db import transaction
+
+from openai_api import keys, limits, usage
+from openai_api.answers import Answer, Usage, sum_of, total_usage
 from openai_api.database import write, write_later
-from openai_api.models import RequestLog
+from openai_api.limits import Lease
+from openai_api.models import ApiKey, RequestLog
 
 logger = logging.getLogger("openai_api.request")
 
@@ -13,7 +19,10 @@ Outcome = RequestLog.Outcome
 
 
 class Record:
-    """The history of one request. However it ends, `close` is called once and the row says how."""
+    """The history of one request. However it ends, `close` is called once and the row says how.
+
+    A request that was refused before `open` is in the log alone.
+    """
 
     def __init__(self, request_id: str, endpoint: str, client: str, user_agent: str) -> None:
         self.id = request_id
@@ -21,11 +30,19 @@ class Record:
             id=request_id, endpoint=endpoint, client=client, user_agent=user_agent[:200]
         )
         self.answers: list[Answer] = []
+        self.summaries: list[Answer] = []  # which the model wrote for itself, before it answered
+        self.lease, self._is_admitted = Lease(), False
         self._started = time.monotonic()
-        self._closed = False
+        self._is_kept = self._closed = False
 
-    async def open(self) -> None:
-        await write(self.row.save)
+    async def open(self, key: ApiKey | None) -> None:
+        self.row.key, self._is_kept = key, True
+        await write(self._insert)
+
+    def _insert(self) -> None:
+        self.row.save(force_insert=True)
+        if self.row.key is not None:
+            keys.touch(self.row.key)
 
     def describe(self, body: dict) -> None:
         """What the checked body tells of the request."""
@@ -40,6 +57,15 @@ class Record:
         for answer in self.answers:
             answer.abort()
 
+    async def admit(self) -> None:
+        """Count it against its key's limits, once. Raises LimitReached."""
+        if not self._is_admitted:
+            self.lease, self._is_admitted = await limits.admit(self.row.key), True
+
+    def expect(self, answers: list[Answer]) -> None:
+        """These are what the request is answered with, and what it uses."""
+        self.answers = self.lease.answers = answers
+
     def fail(self, status: int, error: dict) -> None:
         """Remember why it failed; the message is the one that the caller got."""
         self.row.outcome, self.row.status = Outcome.FAILED, status
@@ -48,12 +74,19 @@ class Record:
 
     async def close(self, outcome: str, status: int | None = None) -> None:
         if self._take_over(outcome, status):
-            await write(self.row.save)
+            await write(self._finish)
 
     def close_later(self, outcome: str, status: int | None = None) -> None:
         """`close` for a task that is being cancelled."""
         if self._take_over(outcome, status):
-            write_later(self.row.save)
+            write_later(self._finish)
+
+    def _finish(self) -> None:
+        used = used_by(self.answers, self.summaries)
+        with settled(self.lease, used), transaction.atomic():
+            self.row.save()
+            if self.row.key_id is not None:
+                usage.add(self.row.key_id, 1, used)
 
     def _take_over(self, outcome: str, status: int | None) -> bool:
         if self._closed:
@@ -62,22 +95,43 @@ class Record:
         row.duration_s = time.monotonic() - self._started
         if row.outcome == Outcome.RUNNING:
             row.outcome, row.status = outcome, status
-        if self.answers:
+        if self.answers or self.summaries:
             self._count_tokens(row)
         logger.info(
-            "%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
-            row.endpoint, row.status or "-", row.outcome, row.duration_s,
+            "%s%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
+            row.endpoint, f" by {row.key}" if row.key else "",
+            row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
         )  # fmt: skip
-        return True
+        return self._is_kept
 
     def _count_tokens(self, row: RequestLog) -> None:
-        total = total_usage(self.answers)
+        total = used_by(self.answers, self.summaries)
         row.num_prompt_tokens = total.num_prompt_tokens
         row.num_cached_tokens = total.num_cached_tokens
         row.num_completion_tokens = total.num_output_tokens
         first = [a.first_token_at for a in self.answers if a.first_token_at is not None]
         if first:
             row.time_to_first_token_s = min(first) - self._started
-        row.finish_reason = self.answers[0].finish_reason or ""
+        row.finish_reason = (self.answers[0].finish_reason if self.answers else None) or ""
+
+
+def used_by(answers: list[Answer], summaries: list[Answer]) -> Usage:
+    return sum_of([total_usage(answers), *(summary.usage for summary in summaries)])
+
+
+def charge(owner: int | None, answer: Answer, lease: Lease) -> None:
+    """What a background response has used. Its request was counted long ago."""
+    with settled(lease, answer.usage):
+        if owner is not None:
+            usage.add(owner, 0, answer.usage)
+
+
+@contextmanager
+def settled(lease: Lease, used: Usage) -> Iterator[None]:
+    """What the lease has reserved is given back when the block has ended, whatever became of it."""
+    try:
+        yield
+    finally:
+        lease.end(used.num_prompt_tokens + used.num_output_tokens)

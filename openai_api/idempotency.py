@@ -31,11 +31,14 @@ LAST = 2**31 - 2  # beyond every event: whoever follows from there waits for the
 
 
 class Key(NamedTuple):
+    """Each API key (`owner`) has names of its own."""
+
     value: str
     digest: str  # of the body that it was sent with
+    owner: int | None = None
 
 
-def key_of(request: Request) -> Key | None:
+def key_of(request: Request, owner: int | None) -> Key | None:
     """The key of a request, if it has one. Raises InvalidRequest."""
     if (value := request.headers.get(HEADER)) is None:
         return None
@@ -46,12 +49,12 @@ def key_of(request: Request) -> Key | None:
         message = f"'{HEADER}' cannot be used with 'store' false: there would be nothing to repeat."
         raise InvalidRequest(message, HEADER, "invalid_value")
     body = json.dumps(request.data, sort_keys=True)
-    return Key(value, hashlib.sha256(body.encode()).hexdigest())
+    return Key(value, hashlib.sha256(body.encode()).hexdigest(), owner)
 
 
 async def once(view: AsyncAPIView, create: Callable[[Key | None], Awaitable[Response]]) -> Response:
     """What `create` answers, or what it answered to the first request with this key."""
-    if (key := key_of(view.request)) is None:
+    if (key := key_of(view.request, view.owner)) is None:
         return await create(None)
     response = None
     while response is None:
@@ -68,7 +71,7 @@ async def once(view: AsyncAPIView, create: Callable[[Key | None], Awaitable[Resp
 
 def find(key: Key) -> StoredResponse | None:
     """The response that has the key. Raises InvalidRequest if it answers something else."""
-    row = StoredResponse.objects.filter(idempotency_key=key.value).first()
+    row = StoredResponse.objects.filter(key=key.owner, idempotency_key=key.value).first()
     if row is None:
         return None
     if row.status == row.Status.CANCELLED and not row.background:
@@ -107,8 +110,8 @@ async def begin(prepared: Prepared, key: Key | None) -> runs.Run:
 def _claim(row: StoredResponse) -> None:
     """Raises InvalidRequest if the key or the id is taken."""
     # An attempt that lost its key gives way to the next, if the caller chose an id for them.
-    attempts = StoredResponse.objects.filter(pk=row.pk, body_digest=row.body_digest)
-    attempts.filter(idempotency_key=None).only("pk").delete()
+    attempts = StoredResponse.objects.filter(pk=row.pk, key=row.key_id, idempotency_key=None)
+    attempts.filter(body_digest=row.body_digest).only("pk").delete()
     rows.insert(row)
 
 
@@ -132,14 +135,14 @@ async def _repeated(view: AsyncAPIView, row: StoredResponse) -> Response | None:
     if row.background or row.status not in row.ACTIVE:
         return Response(row.to_dict())
     with suppress(NotFound):
-        async for _ in runs.replay(row.pk, LAST):
+        async for _ in runs.replay(row.pk, LAST, row.key_id):
             pass
     return None
 
 
 async def events_of(row: StoredResponse) -> AsyncIterator[runs.Event]:
     try:
-        async with aclosing(runs.replay(row.pk, -1)) as events:
+        async with aclosing(runs.replay(row.pk, -1, row.key_id)) as events:
             async for event in events:
                 yield event
     except NotFound as exc:

@@ -1,7 +1,14 @@
-"""What is kept: stored Responses and chat completions, and a line of history for every request."""
+"""What is kept: keys, Responses, chats and conversations, and a line of history for every request.
 
+What a key has made belongs to it, and what was made without one belongs to nobody. A key that owns
+something cannot be deleted: what it leaves behind would be nobody's, and so everybody's.
+"""
+
+import hashlib
+import hmac
 import secrets
 
+from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils.timezone import now
 
@@ -14,6 +21,105 @@ def boot_id() -> str:
     return BOOT_ID
 
 
+def _limit(help_text: str) -> models.PositiveBigIntegerField:
+    return models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text=help_text
+    )
+
+
+class ApiKey(models.Model):
+    """Who may use the API, and how much. The secret itself is not kept."""
+
+    PREFIX_LEN, SUFFIX_LEN = 8, 4
+
+    name = models.CharField(
+        max_length=64,
+        unique=True,
+        # No name is a formula to the program that opens the CSV.
+        validators=[RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9 @._-]*\Z")],
+        help_text="Letters, digits, spaces and @ . _ -",
+    )
+    prefix = models.CharField(max_length=PREFIX_LEN, editable=False)
+    suffix = models.CharField(max_length=SUFFIX_LEN, editable=False)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    created_at = models.DateTimeField(default=now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="Never, if left out.")
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    allowed_models = models.CharField(
+        max_length=1000, blank=True, help_text="Names, separated by commas; all, if left out."
+    )
+    requests_per_minute = _limit("Requests to the model and its tokenizer.")
+    tokens_per_minute = _limit("Tokens of prompts and answers.")
+    concurrent_requests = _limit("Requests that are answered at the same time.")
+    tokens_per_day = _limit("Tokens of prompts and answers, by the day of UTC.")
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def set_secret(self) -> str:
+        """A new secret, to be shown this once."""
+        # 43 random characters; those that are shown leave 200 bits in the dark.
+        secret = f"sk-{secrets.token_urlsafe(32)}"
+        self.prefix, self.suffix = secret[: self.PREFIX_LEN], secret[-self.SUFFIX_LEN :]
+        self.digest = hashlib.sha256(secret.encode()).hexdigest()
+        return secret
+
+    def is_of(self, secret: str) -> bool:
+        """Whether it is the key of this secret; takes as long whatever the secret is."""
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        return hmac.compare_digest(digest, self.digest)
+
+    @property
+    def hint(self) -> str:
+        """What may be shown of the secret."""
+        return f"{self.prefix}…{self.suffix}"
+
+    @property
+    def state(self) -> str:
+        if self.revoked_at is not None:
+            return "revoked"
+        is_over = self.expires_at is not None and self.expires_at <= now()
+        return "expired" if is_over else "active"
+
+    def revoke(self) -> None:
+        self.revoked_at = now()
+        self.save(update_fields=["revoked_at"])
+
+    def allows(self, model: str) -> bool:
+        allowed = {name.strip() for name in self.allowed_models.split(",")} - {""}
+        return not allowed or model in allowed
+
+
+class Usage(models.Model):
+    """What a key has used on a day of UTC: that on which its requests ended."""
+
+    key = models.ForeignKey(ApiKey, models.PROTECT, related_name="usage")
+    day = models.DateField(db_index=True)
+    num_requests = models.PositiveBigIntegerField("requests", default=0)
+    num_prompt_tokens = models.PositiveBigIntegerField("prompt tokens", default=0)
+    num_cached_tokens = models.PositiveBigIntegerField("of them cached", default=0)
+    num_completion_tokens = models.PositiveBigIntegerField("completion tokens", default=0)
+
+    class Meta:
+        ordering = ["-day", "key"]
+        verbose_name_plural = "usage"
+        constraints = [models.UniqueConstraint(fields=["key", "day"], name="one_usage_per_day")]
+
+    def __str__(self) -> str:
+        return f"{self.key} on {self.day}"
+
+
+def _owner(**options) -> models.ForeignKey:
+    """The key that a row belongs to, found by the row's own id and not the other way round."""
+    options = {"db_index": False, "editable": False} | options
+    return models.ForeignKey(ApiKey, models.PROTECT, null=True, related_name="+", **options)
+
+
 class Conversation(models.Model):
     """Items that responses go on from and add to, one response at a time.
 
@@ -23,6 +129,7 @@ class Conversation(models.Model):
     id = models.CharField(
         primary_key=True, max_length=64, default=new_conversation_id, editable=False
     )
+    key = _owner()
     created_at = models.DateTimeField(default=now, editable=False, db_index=True)
     metadata = models.JSONField(default=dict)
     used_at = models.DateTimeField(default=now, editable=False, db_index=True)
@@ -85,6 +192,7 @@ class StoredResponse(models.Model):
     ACTIVE = (Status.QUEUED, Status.IN_PROGRESS)
 
     id = models.CharField(primary_key=True, max_length=64, default=new_response_id, editable=False)
+    key = _owner()
     # Not enforced by the database: a deleted response must stay missing in the chain, so that
     # continuing it is an error and not a conversation with a hole.
     previous = models.ForeignKey(
@@ -122,9 +230,10 @@ class StoredResponse(models.Model):
         null=True, blank=True, help_text="A background request as sent, until it has ended."
     )
     boot_id = models.CharField(max_length=16, default=boot_id, editable=False)
-    # The caller's name for the request, and sha256 of what the request said.
-    idempotency_key = models.CharField(
-        max_length=255, unique=True, null=True, blank=True, editable=False
+    # The caller's name for the request, and sha256 of what the request said. Only of nulls may
+    # there be many.
+    idempotency_key = models.CharField(  # noqa: DJ001
+        max_length=255, null=True, blank=True, editable=False
     )
     body_digest = models.CharField(max_length=64, blank=True, editable=False)
 
@@ -133,6 +242,16 @@ class StoredResponse(models.Model):
         indexes = [
             models.Index(fields=["status", "-created_at"]),
             models.Index(fields=["model", "-created_at"]),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["key", "idempotency_key"], name="one_response_per_idempotency_key"
+            ),
+            models.UniqueConstraint(  # to a database, no two nobodies are the same
+                fields=["idempotency_key"],
+                condition=models.Q(key=None),
+                name="one_response_of_nobody_per_idempotency_key",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -196,6 +315,7 @@ class StoredChatCompletion(models.Model):
     """A finished chat completion. JSON fields are in the shape the API returns them."""
 
     id = models.CharField(primary_key=True, max_length=64, editable=False)
+    key = _owner()
     # When it was finished, not when it began: whoever has read a list to its end finds what was
     # stored since behind that end.
     created_at = models.DateTimeField(default=now, editable=False)
@@ -209,6 +329,7 @@ class StoredChatCompletion(models.Model):
         ordering = ["-created_at", "-id"]
         indexes = [
             models.Index(fields=["created_at", "id"]),
+            models.Index(fields=["key", "created_at", "id"]),
             models.Index(fields=["model", "created_at", "id"]),
         ]
 
@@ -231,6 +352,7 @@ class RequestLog(models.Model):
         LOST = "lost", "server stopped"
 
     id = models.CharField(primary_key=True, max_length=64, default=new_request_id, editable=False)
+    key = _owner()
     created_at = models.DateTimeField(default=now, editable=False, db_index=True)
     endpoint = models.CharField(max_length=80, help_text="Method and route.")
     model = models.CharField(max_length=200, blank=True)
@@ -254,6 +376,7 @@ class RequestLog(models.Model):
         ordering = ["-created_at"]
         verbose_name = "request"
         indexes = [
+            models.Index(fields=["key", "-created_at"]),
             models.Index(fields=["endpoint", "-created_at"]),
             models.Index(fields=["outcome", "-created_at"]),
             models.Index(fields=["model", "-created_at"]),

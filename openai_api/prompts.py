@@ -15,9 +15,11 @@ from inference.text.syntax import template_of
 from openai_api.errors import (
     ContextTooLong,
     InvalidRequest,
+    ModelNotAllowed,
     ModelNotFound,
     UnsupportedParameter,
 )
+from openai_api.models import ApiKey
 
 # No tokenizer here needs more characters for one token than this; a longer prompt is refused
 # before it costs seconds of tokenizing.
@@ -29,11 +31,35 @@ def served_names(model: ModelInfo) -> tuple[str, ...]:
     return settings.API.served_model_name or (model.name,)
 
 
-def check_model(model: ModelInfo, name: str) -> None:
+def salted(body: dict, owner: int | None) -> dict:
+    """The body with a salt that no other key has: a prefix found in the cache tells what was said.
+
+    How long the first token takes would tell other keys, too.
+    """
+    if settings.API.prefix_cache_scope == "global":
+        return body
+    return body | {"cache_salt": f"{owner or 'nobody'}:{body['cache_salt']}"}
+
+
+def allowed_names(model: ModelInfo, key: ApiKey | None) -> tuple[str, ...]:
+    return tuple(name for name in served_names(model) if key is None or key.allows(name))
+
+
+def check_model(model: ModelInfo, name: str, key: ApiKey | None) -> None:
+    """Raises ModelNotFound or ModelNotAllowed."""
     if name not in served_names(model):
         raise ModelNotFound(
             f"The model `{name[:200]}` does not exist or you do not have access to it."
         )
+    if key is not None and not key.allows(name):
+        raise ModelNotAllowed(f"Your API key may not use the model `{name}`.")
+
+
+def any_model(model: ModelInfo, key: ApiKey | None) -> str:
+    """A name for those who give none. Raises ModelNotAllowed."""
+    if not (names := allowed_names(model, key)):
+        raise ModelNotAllowed("Your API key may not use this server's model.")
+    return names[0]
 
 
 async def chat_prompt(

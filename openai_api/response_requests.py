@@ -12,6 +12,7 @@ from openai_api.answers import Answer, Choice
 from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.database import read
 from openai_api.errors import ContextTooLong, InvalidRequest
+from openai_api.limits import Lease
 from openai_api.models import StoredResponse
 from openai_api.prompts import chat_prompt, sampling_params, seed_of
 from openai_api.protocol.ids import new_response_id
@@ -35,6 +36,8 @@ class Prepared:
     items: list[dict]  # the whole conversation so far
 
     first_items: list[dict] = field(default_factory=list)  # of the output: a compaction
+    summaries: list[Answer] = field(default_factory=list)  # from which that was made
+    lease: Lease = field(default_factory=Lease)
 
     @property
     def run_options(self) -> dict:
@@ -57,23 +60,25 @@ def with_seed(body: dict) -> dict:
     return body | {"seed": secrets.randbits(63)}
 
 
-async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = None) -> Prepared:
+async def prepare(
+    model: ModelInfo, body: dict, owner: int | None, context: list[dict] | None = None
+) -> Prepared:
     """Raises InvalidRequest or ContextTooLong naming the field.
 
     `context` holds the items that came before, if the caller knows them.
     """
-    context, items, position = await conversation_so_far(body, context)
+    context, items, position = await conversation_so_far(body, owner, context)
     check_calls(context + items)
     if body["background"]:
         body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
-    before, rest, first_items = *_told(context, items), []
+    before, rest, first_items, summaries = *_told(context, items), [], []
     is_trigger = bool(items) and items[-1]["type"] == TRIGGER
     prompt = await _prompt(model, body, before + rest, use)
     if before and (is_trigger or len(prompt) > _threshold(body)):
-        compaction, _ = await summarise(get_engine(), body, before)
-        first_items = [compaction]
+        compaction, summary = await summarise(get_engine(), body, before)
+        first_items, summaries = [compaction], [summary]
         before = [*kept_messages(before), compaction]
         prompt = await _prompt(model, body, before + rest, use)
     constraint = await constraint_of(model, body, prompt, use)
@@ -84,8 +89,9 @@ async def prepare(model: ModelInfo, body: dict, context: list[dict] | None = Non
         logprobs=body["top_logprobs"] if LOGPROBS in body["include"] else None,
     )
     row = _row(body, params, items, position)
+    row.key_id = owner
     choice = Choice(prompt, params, constraint=constraint)
-    prepared = Prepared(body, row, choice, use, before + rest, first_items)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items, summaries)
     return prepared.as_warm_up() if is_trigger else prepared
 
 
@@ -121,22 +127,22 @@ def _told(context: list[dict], items: list[dict]) -> tuple[list[dict], list[dict
 
 
 async def conversation_so_far(
-    body: dict, context: list[dict] | None = None
+    body: dict, owner: int | None, context: list[dict] | None = None
 ) -> tuple[list[dict], list[dict], int | None]:
     """What came before, the request's own items, and the key of a conversation's last item."""
     items, position = body.get("input", []), None
     if context is None:
-        context, position = await _context(body)
+        context, position = await _context(body, owner)
     if any(item["type"] == "item_reference" for item in items):
-        items = await read(rows.referenced, items, context)
+        items = await read(rows.referenced, items, context, "input", owner)
     conversations.refuse_known((), items, "input")
     return context, items, position
 
 
-async def _context(body: dict) -> tuple[list[dict], int | None]:
+async def _context(body: dict, owner: int | None) -> tuple[list[dict], int | None]:
     if (conversation_id := body.get("conversation")) is None:
-        return await read(rows.chain_items, body.get("previous_response_id")), None
-    context, position = await read(conversations.context, conversation_id)
+        return await read(rows.chain_items, body.get("previous_response_id"), owner), None
+    context, position = await read(conversations.context, conversation_id, owner)
     known = (item["id"] for item in context)
     conversations.refuse_known(known, body.get("input", []), "input")
     return context, position

@@ -1,4 +1,7 @@
-"""The rows of a response: each function is one read or one state change, run by `database`."""
+"""The rows of a response: each function is one read or one state change, run by `database`.
+
+`owner` is the key of who asks. What belongs to another one is, for every function, not there.
+"""
 
 import json
 import logging
@@ -18,8 +21,8 @@ Status = StoredResponse.Status
 MAX_ATTEMPTS = 3
 
 
-def find(response_id: str) -> StoredResponse:
-    row = StoredResponse.objects.filter(pk=response_id).first()
+def find(response_id: str, owner: int | None = None) -> StoredResponse:
+    row = StoredResponse.objects.filter(pk=response_id, key=owner).first()
     if row is None:
         raise NotFound(f"Response with id '{response_id}' not found.", code="not_found")
     return row
@@ -44,7 +47,12 @@ def _index(row: StoredResponse, items: list[dict]) -> None:
     )
 
 
-def referenced(items: list[dict], context: Sequence[dict] = (), param: str = "input") -> list[dict]:
+def referenced(
+    items: list[dict],
+    context: Sequence[dict] = (),
+    param: str = "input",
+    owner: int | None = None,
+) -> list[dict]:
     """The items, with those in the place of each `item_reference` that it stands for.
 
     They are looked for in `context`, then among what is stored. Raises InvalidRequest.
@@ -54,7 +62,7 @@ def referenced(items: list[dict], context: Sequence[dict] = (), param: str = "in
     def meant(item: dict) -> dict:
         if item["type"] != "item_reference":
             return item
-        found = known.get(item["id"]) or _stored_item(item["id"])
+        found = known.get(item["id"]) or _stored_item(item["id"], owner)
         if found is None:
             raise InvalidRequest(f"Item with id '{item['id']}' not found.", param)
         return found
@@ -62,17 +70,18 @@ def referenced(items: list[dict], context: Sequence[dict] = (), param: str = "in
     return [meant(item) for item in items]
 
 
-def _stored_item(item_id: str) -> dict | None:
+def _stored_item(item_id: str, owner: int | None) -> dict | None:
     """An item of a response or a conversation; the newest, if callers gave an id twice."""
-    place = StoredItem.objects.filter(item_id=item_id).select_related("response").last()
+    places = StoredItem.objects.filter(item_id=item_id, response__key=owner)
+    place = places.select_related("response").last()
     if place is None:
-        return conversations.item_anywhere(item_id)
+        return conversations.item_anywhere(item_id, owner)
     items = [*place.response.input, *place.response.output]
     return next((item for item in items if item["id"] == item_id), None)
 
 
-def delete(response_id: str) -> None:
-    find(response_id).delete()
+def delete(response_id: str, owner: int | None = None) -> None:
+    find(response_id, owner).delete()
 
 
 def set_status(response_id: str, status: str) -> None:
@@ -81,9 +90,9 @@ def set_status(response_id: str, status: str) -> None:
     rows.update(status=status)
 
 
-def close(response_id: str) -> None:
+def close(response_id: str, owner: int | None = None) -> None:
     """End as cancelled what is active, though nobody is at it."""
-    row = find(response_id)
+    row = find(response_id, owner)
     row.finish(status=Status.CANCELLED, incomplete_details={"reason": "cancelled"}, body=None)
     conversations.release(row)
 
@@ -117,9 +126,11 @@ def finish(row: StoredResponse, resource: dict, first: int, texts: list[str]) ->
             conversations.release(row)
 
 
-def event_texts(response_id: str, after: int) -> tuple[list[tuple[int, str]], bool]:
+def event_texts(
+    response_id: str, after: int, owner: int | None = None
+) -> tuple[list[tuple[int, str]], bool]:
     """(number, JSON text) of the stored events after number `after`; whether these are all."""
-    row = find(response_id)
+    row = find(response_id, owner)
     batches = EventBatch.objects.filter(response_id=response_id)
     last = batches.filter(first__lte=after + 1).order_by("-first").values_list("first", flat=True)
     start = last.first() or 0
@@ -132,9 +143,9 @@ def event_texts(response_id: str, after: int) -> tuple[list[tuple[int, str]], bo
     return events, row.status not in StoredResponse.ACTIVE
 
 
-def input_items_page(response_id: str, query: dict) -> dict:
+def input_items_page(response_id: str, query: dict, owner: int | None = None) -> dict:
     """One page of the request's own items, as the API's list."""
-    return page_of(find(response_id).input, query)
+    return page_of(find(response_id, owner).input, query)
 
 
 def past_of(response_id: str) -> tuple[list[dict], list[int]]:
@@ -146,7 +157,7 @@ def past_of(response_id: str) -> tuple[list[dict], list[int]]:
     return events, token_ids
 
 
-def chain_items(previous_id: str | None) -> list[dict]:
+def chain_items(previous_id: str | None, owner: int | None = None) -> list[dict]:
     """All items of the conversation that ends with `previous_id`, oldest first.
 
     Raises InvalidRequest if a response of the chain is unknown, deleted, or did not complete.
@@ -155,7 +166,7 @@ def chain_items(previous_id: str | None) -> list[dict]:
     seen: set[str] = set()  # callers may choose ids, and so could close a circle
     while previous_id is not None and previous_id not in seen:
         seen.add(previous_id)
-        row = StoredResponse.objects.filter(pk=previous_id).first()
+        row = StoredResponse.objects.filter(pk=previous_id, key=owner).first()
         if row is None:
             raise InvalidRequest(
                 f"Previous response with id '{previous_id}' not found.",
@@ -175,7 +186,7 @@ def chain_items(previous_id: str | None) -> list[dict]:
 
 def context_of(row: StoredResponse) -> list[dict]:
     """What came before a response that has begun."""
-    return chain_items(row.previous_id) + conversations.items_before(row)
+    return chain_items(row.previous_id, row.key_id) + conversations.items_before(row)
 
 
 def reconcile() -> None:
@@ -211,13 +222,12 @@ def fail(row: StoredResponse, error: dict) -> bool:
     return row.finish(status=Status.FAILED, error=error, body=None)
 
 
-def abandoned() -> list[str]:
-    """Ids of background responses whose process is gone; they are ours from now on."""
+def abandoned() -> list[tuple[str, int | None]]:
+    """Ids and owners of background responses whose process is gone; we go on with them now."""
     rows = StoredResponse.objects.filter(status__in=StoredResponse.ACTIVE, background=True)
-    ids = list(rows.exclude(boot_id=BOOT_ID).order_by("created_at").values_list("pk", flat=True))
-    for response_id in ids:
-        row = find(response_id)
+    rows = list(rows.exclude(boot_id=BOOT_ID).order_by("created_at"))
+    for row in rows:
         row.boot_id, row.attempts = BOOT_ID, row.attempts + 1
         row.save(update_fields=["boot_id", "attempts"])
         conversations.take_over(row)
-    return ids
+    return [(row.pk, row.key_id) for row in rows]

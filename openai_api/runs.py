@@ -219,20 +219,21 @@ class Run:
             item.arguments = _arguments_since_call(self.answer.replayed)
 
 
-def running(response_id: str) -> Run | None:
-    """The run of this response, if this process is at it."""
-    return _running.get(response_id)
+def running(response_id: str, owner: int | None = None) -> Run | None:
+    """The run of this response, if this process is at it and it belongs to this key."""
+    run = _running.get(response_id)
+    return run if run is not None and run.row.key_id == owner else None
 
 
-async def replay(response_id: str, after: int) -> AsyncIterator[Event]:
+async def replay(response_id: str, after: int, owner: int | None = None) -> AsyncIterator[Event]:
     """The events of a stored response with numbers above `after`, live while it is running."""
     while True:
-        if (run := running(response_id)) is not None:
+        if (run := running(response_id, owner)) is not None:
             async with aclosing(run.follow(after)) as events:
                 async for event in events:
                     yield event
             return
-        stored, is_all = await read(rows.event_texts, response_id, after)
+        stored, is_all = await read(rows.event_texts, response_id, after, owner)
         for number, text in stored:
             yield Event(number, _type_of(text), text)
             after = number
@@ -241,14 +242,14 @@ async def replay(response_id: str, after: int) -> AsyncIterator[Event]:
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-async def cancel(response_id: str) -> None:
+async def cancel(response_id: str, owner: int | None = None) -> None:
     """Cancel a response, if it is running; when this returns, its row has ended."""
-    if (run := running(response_id)) is not None:
+    if (run := running(response_id, owner)) is not None:
         run.cancel()
         async for _ in run.follow():
             pass
     else:
-        await write(rows.close, response_id)
+        await write(rows.close, response_id, owner)
 
 
 def final_state(answer: Answer) -> dict:

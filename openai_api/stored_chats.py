@@ -1,4 +1,7 @@
-"""Stored chat completions: each function is one read or one state change of the database."""
+"""Stored chat completions: each function is one read or one state change of the database.
+
+`owner` is the key of who asks; what belongs to another one is not there.
+"""
 
 import json
 
@@ -16,10 +19,11 @@ HAS_PAIR = (
 )
 
 
-def save(completion: dict, messages: list[dict], metadata: dict) -> None:
+def save(completion: dict, messages: list[dict], metadata: dict, owner: int | None = None) -> None:
     """Keep a finished completion. Raises InvalidRequest if there is one with its id."""
     row = StoredChatCompletion(
         id=completion["id"],
+        key_id=owner,
         model=completion["model"],
         metadata=metadata,
         messages=[
@@ -72,47 +76,56 @@ def _stored_function(function: dict) -> dict:
     return function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
 
 
-def find(completion_id: str) -> StoredChatCompletion:
+def find(completion_id: str, owner: int | None = None) -> StoredChatCompletion:
     """Raises NotFound."""
-    row = StoredChatCompletion.objects.defer("messages").filter(pk=completion_id).first()
+    row = _rows(owner).defer("messages").filter(pk=completion_id).first()
     if row is None:
         raise _not_found(completion_id)
     return row
 
 
-def page(query: dict) -> dict:
+def page(query: dict, owner: int | None = None) -> dict:
     """One page of the completions that the checked query asks for, as the API's list."""
-    rows = StoredChatCompletion.objects.defer("messages")
+    rows = _rows(owner).defer("messages")
     if "model" in query:
         rows = rows.filter(model=query["model"])
     rows = _with_metadata(rows, query.get("metadata", {}))
     descending = query["order"] == "desc"
     if "after" in query:
-        rows = _beyond(rows, query["after"], descending)
+        last = _rows(owner).filter(pk=query["after"]).only("created_at").first()
+        if last is None:
+            raise unknown_after(query["after"])
+        rows = _beyond(rows, last, descending)
     rows = rows.order_by(*(("-created_at", "-id") if descending else ("created_at", "id")))
     return list_object([row.to_dict() for row in rows[: query["limit"] + 1]], query["limit"])
 
 
-def messages_page(completion_id: str, query: dict) -> dict:
+def messages_page(completion_id: str, query: dict, owner: int | None = None) -> dict:
     """One page of the messages that a completion answers, as the API's list."""
-    rows = StoredChatCompletion.objects.filter(pk=completion_id)
+    rows = _rows(owner).filter(pk=completion_id)
     messages = rows.values_list("messages", flat=True).first()
     if messages is None:
         raise _not_found(completion_id)
     return page_of(messages, query)
 
 
-def update_metadata(completion_id: str, metadata: dict) -> StoredChatCompletion:
+def update_metadata(
+    completion_id: str, metadata: dict, owner: int | None = None
+) -> StoredChatCompletion:
     """All of the metadata is replaced. Raises NotFound."""
-    StoredChatCompletion.objects.filter(pk=completion_id).update(metadata=metadata)
-    return find(completion_id)
+    _rows(owner).filter(pk=completion_id).update(metadata=metadata)
+    return find(completion_id, owner)
 
 
-def delete(completion_id: str) -> None:
+def delete(completion_id: str, owner: int | None = None) -> None:
     """Raises NotFound."""
-    num_deleted, _ = StoredChatCompletion.objects.filter(pk=completion_id).delete()
+    num_deleted, _ = _rows(owner).filter(pk=completion_id).delete()
     if not num_deleted:
         raise _not_found(completion_id)
+
+
+def _rows(owner: int | None) -> QuerySet:
+    return StoredChatCompletion.objects.filter(key=owner)
 
 
 def _with_metadata(rows: QuerySet, pairs: dict[str, str]) -> QuerySet:
@@ -124,15 +137,12 @@ def _with_metadata(rows: QuerySet, pairs: dict[str, str]) -> QuerySet:
     return rows
 
 
-def _beyond(rows: QuerySet, after: str, descending: bool) -> QuerySet:
-    """The rows behind the one with the id `after`; of rows of one time, the id decides."""
-    last = StoredChatCompletion.objects.filter(pk=after).only("created_at").first()
-    if last is None:
-        raise unknown_after(after)
+def _beyond(rows: QuerySet, last: StoredChatCompletion, descending: bool) -> QuerySet:
+    """The rows behind the last one seen; of rows of one time, the id decides."""
     at = last.created_at
     if descending:
-        return rows.filter(created_at__lte=at).exclude(created_at=at, id__gte=after)
-    return rows.filter(created_at__gte=at).exclude(created_at=at, id__lte=after)
+        return rows.filter(created_at__lte=at).exclude(created_at=at, id__gte=last.pk)
+    return rows.filter(created_at__gte=at).exclude(created_at=at, id__lte=last.pk)
 
 
 def _not_found(completion_id: str) -> NotFound:

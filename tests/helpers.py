@@ -130,14 +130,14 @@ def scripted_engine(
     return engine
 
 
-def in_process_client() -> openai.AsyncOpenAI:
+def in_process_client(api_key: str = "unused") -> openai.AsyncOpenAI:
     """The official client on the ASGI application of this process, without a server."""
     from nanollmserve_site.handlers import http_application
 
     transport = httpx2.ASGITransport(app=http_application())
     return openai.AsyncOpenAI(
         base_url="http://localhost/v1",
-        api_key="unused",
+        api_key=api_key,
         max_retries=0,
         http_client=httpx2.AsyncClient(transport=transport),
     )

@@ -175,6 +175,33 @@ def test_first_and_second_start(tmp_path: Path, port: int) -> None:
     assert "Traceback" not in first.output + second.output
 
 
+@needs_demo_model
+def test_a_key_opens_the_server_to_others_and_is_asked_for(tmp_path: Path, port: int) -> None:
+    """Made before the first start, and revoked while the server runs."""
+    made = Process([*MANAGE, "apikey", "create", "bot"], tmp_path)
+    assert made.wait() == 0, made.output
+    secret = re.search(r"^sk-\S+$", made.output, re.MULTILINE)[0]
+    models = f"http://127.0.0.1:{port}/v1/models"
+
+    def status() -> int:
+        return get(models, Authorization=f"Bearer {secret}")[0]
+
+    flags = ["--host", "0.0.0.0", "--allowed-hosts", "localhost", "--port", str(port)]
+    with running([*MANAGE, "serve", *flags], tmp_path, **SMALL) as server:
+        server.wait_for(f"http://127.0.0.1:{port}/health/ready")
+        assert get(models)[0] == 401
+        assert status() == 200
+
+        assert Process([*MANAGE, "apikey", "revoke", "bot"], tmp_path).wait() == 0
+        deadline = time.monotonic() + 10
+        while status() != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    assert secret not in server.output
+    assert "no API key is asked for" not in server.output
+
+
 def test_the_deployment_checks_find_nothing(tmp_path: Path) -> None:
     call_command("check", deploy=True, fail_level="WARNING")
 
@@ -302,17 +329,37 @@ def test_an_open_address_is_refused(config: ServerConfig, message: str) -> None:
         safe_address(config)
 
 
+def test_keys_make_an_open_address_safe() -> None:
+    assert safe_address(ServerConfig(host="192.0.2.1"), has_keys=True) == "192.0.2.1"
+    with pytest.raises(ImproperlyConfigured, match="name the hosts"):
+        safe_address(ServerConfig(host="0.0.0.0"), has_keys=True)
+
+
 def test_an_open_address_can_be_chosen_on_purpose() -> None:
     chosen = ServerConfig(host="0.0.0.0", allow_no_auth=True, allowed_hosts=("llm.example.org",))
     assert safe_address(chosen) == "0.0.0.0"
 
 
 async def test_without_keys_an_outside_address_is_refused() -> None:
-    app = loopback_only(http_application())
+    async def has_keys() -> bool:
+        return False
+
+    app = loopback_only(http_application(), has_keys)
     start, body = await answer(app, path="/v1/models", server=["10.0.0.1", 8000])
 
     assert start["status"] == 403
     assert "NANOLLM_ALLOW_NO_AUTH" in json.loads(body["body"])["error"]["message"]
+
+
+async def test_with_keys_an_outside_address_is_served() -> None:
+    async def has_keys() -> bool:
+        return True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "reached"})
+
+    app = loopback_only(app, has_keys)
+    assert await answer(app, path="/", server=["10.0.0.1", 8000]) == [{"type": "reached"}]
 
 
 async def fetch(path: str, host: str = "localhost") -> tuple[int, dict[str, str], bytes]:

@@ -8,8 +8,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference.service import EngineClient, get_engine
+from openai_api import keys, limits
 from openai_api.errors import BodyTooLarge, as_api_error, error_body
 from openai_api.history import Outcome, Record
+from openai_api.models import ApiKey
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import Encode, EventStream, event_stream
 
@@ -21,15 +23,18 @@ class AsyncAPIView(APIView):
     """
 
     http_method_names = ["get", "post", "delete"]
+    key: ApiKey | None  # of who asks; None where there are no keys
 
     async def dispatch(self, request, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
+        self.args, self.kwargs, self.key = args, kwargs, None
         self.headers = self.default_response_headers
         self.request = request = self.initialize_request(request, *args, **kwargs)
         self.record = new_record(request)
         try:
-            await self.record.open()
+            await keys.refresh()  # DRF's authentication is synchronous
             self.initial(request, *args, **kwargs)
+            self.key = request.auth
+            await self.record.open(self.key)  # strangers leave no row: they could fill the disk
             self._receive_body(request)
             handler = self._get_handler(request.method.lower())
             response = await handler(request, *args, **kwargs)
@@ -41,8 +46,7 @@ class AsyncAPIView(APIView):
             self.record.abort_answers()
             response = self.handle_exception(exc)
         response = self.finalize_response(request, response, *args, **kwargs)
-        response["openai-version"] = "2020-10-01"
-        response["openai-processing-ms"] = str(self.record.elapsed_ms)
+        self._add_headers(response)
         if not isinstance(response, EventStream):
             await self.record.close(Outcome.SUCCEEDED, response.status_code)
         return response
@@ -50,6 +54,11 @@ class AsyncAPIView(APIView):
     @property
     def engine(self) -> EngineClient:
         return get_engine()
+
+    @property
+    def owner(self) -> int | None:
+        """To whom belongs what this request makes, and what it can see; None is nobody."""
+        return self.key and self.key.pk
 
     def handle_exception(self, exc: Exception) -> Response:
         response = super().handle_exception(exc)
@@ -81,6 +90,13 @@ class AsyncAPIView(APIView):
                 self.record.close_later(outcome, 200)
             else:  # whoever has read the end of a stream finds it in the history
                 await self.record.close(outcome, 200)
+
+    def _add_headers(self, response) -> None:
+        response["openai-version"] = "2020-10-01"
+        response["openai-processing-ms"] = str(self.record.elapsed_ms)
+        if self.key is not None:
+            for name, value in limits.headers(self.key).items():
+                response[name] = value
 
     def _get_handler(self, method: str):
         if method in self.http_method_names:

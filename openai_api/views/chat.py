@@ -20,7 +20,7 @@ class ChatCompletionsView(GenerateView):
     get = list_stored_chats
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         check_choices("n", body["n"])
         if body["store"] and body.get("request_id"):
             await read(stored_chats.refuse_taken, body["request_id"])
@@ -58,7 +58,7 @@ class ChatCompletionsView(GenerateView):
 
         async def keep(completion: dict) -> None:
             messages = self.request.data["messages"]
-            await write(stored_chats.save, completion, messages, body["metadata"])
+            await write(stored_chats.save, completion, messages, body["metadata"], self.owner)
 
         if body["stream"]:
             return await self.stream(chunks.recorded(keep), data)

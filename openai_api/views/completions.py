@@ -19,7 +19,7 @@ class CompletionsView(GenerateView):
     serializer_class = CompletionSerializer
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         num_choices = max(body["n"], body.get("best_of") or 1)
         check_choices("prompt", len(body["prompt"]))
         check_choices("best_of" if body.get("best_of") else "n", len(body["prompt"]) * num_choices)

@@ -18,8 +18,8 @@ class ConversationsView(AsyncAPIView):
 
     async def post(self, request):
         body = validated(ConversationSerializer, request.data)
-        items = await read(referenced, body["items"], (), "items")
-        row = await write(conversations.create, items, body["metadata"])
+        items = await read(referenced, body["items"], (), "items", self.owner)
+        row = await write(conversations.create, items, body["metadata"], self.owner)
         return Response(row.to_dict())
 
 
@@ -27,16 +27,17 @@ class ConversationView(AsyncAPIView):
     """GET, POST and DELETE /v1/conversations/{id}"""
 
     async def get(self, request, conversation_id: str):
-        row = await read(conversations.find, conversation_id)
+        row = await read(conversations.find, conversation_id, self.owner)
         return Response(row.to_dict())
 
     async def post(self, request, conversation_id: str):
         body = validated(ConversationUpdateSerializer, request.data)
-        row = await write(conversations.update_metadata, conversation_id, body["metadata"])
+        args = (conversation_id, body["metadata"], self.owner)
+        row = await write(conversations.update_metadata, *args)
         return Response(row.to_dict())
 
     async def delete(self, request, conversation_id: str):
-        await write(conversations.delete, conversation_id)
+        await write(conversations.delete, conversation_id, self.owner)
         return Response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 
@@ -45,20 +46,23 @@ class ConversationItemsView(AsyncAPIView):
 
     async def get(self, request, conversation_id: str):
         query = validated_query(ItemsQuery, request.query_params)
-        return Response(await read(conversations.items_page, conversation_id, query))
+        page = await read(conversations.items_page, conversation_id, query, self.owner)
+        return Response(page)
 
     async def post(self, request, conversation_id: str):
         body = validated(ConversationItemsSerializer, request.data)
-        items = await read(referenced, body["items"], (), "items")
-        return Response(await write(conversations.add_items, conversation_id, items))
+        items = await read(referenced, body["items"], (), "items", self.owner)
+        added = await write(conversations.add_items, conversation_id, items, self.owner)
+        return Response(added)
 
 
 class ConversationItemView(AsyncAPIView):
     """GET and DELETE /v1/conversations/{id}/items/{item}"""
 
     async def get(self, request, conversation_id: str, item_id: str):
-        return Response(await read(conversations.find_item, conversation_id, item_id))
+        item = await read(conversations.find_item, conversation_id, item_id, self.owner)
+        return Response(item)
 
     async def delete(self, request, conversation_id: str, item_id: str):
-        row = await write(conversations.delete_item, conversation_id, item_id)
+        row = await write(conversations.delete_item, conversation_id, item_id, self.owner)
         return Response(row.to_dict())

@@ -4,7 +4,8 @@ from rest_framework.response import Response
 
 from inference.request import ModelInfo
 from openai_api.answers import Answer, Choice
-from openai_api.prompts import check_model, check_prompt
+from openai_api.limits import estimate
+from openai_api.prompts import check_model, check_prompt, salted
 from openai_api.protocol.sse import data
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.tools import NO_TOOLS, ToolUse
@@ -16,14 +17,15 @@ class GenerateView(AsyncAPIView):
 
     serializer_class: type[BodySerializer]
 
-    def read_body(self) -> tuple[dict, ModelInfo]:
+    async def read_body(self) -> tuple[dict, ModelInfo]:
         """The checked body and the model it names; whether there is room is asked first."""
         self.engine.check_capacity()
+        await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
         self.record.describe(body)
         model = self.engine.model
-        check_model(model, body["model"])
-        return body, model
+        check_model(model, body["model"], self.key)
+        return salted(body, self.owner), model
 
     def queue(
         self,
@@ -38,8 +40,9 @@ class GenerateView(AsyncAPIView):
         for choice in {c.prompt_index: c for c in choices}.values():
             check_prompt(self.engine, choice.prompt_token_ids, param, choice.params.max_tokens)
         self.engine.check_capacity(len(choices))
+        self.record.lease.reserve(estimate(choices, self.engine.model.max_model_len))
         answers = [Answer(self.engine, choice, body, chat=chat, use=use) for choice in choices]
-        self.record.answers = answers
+        self.record.expect(answers)
         return answers
 
     async def answer(self, chunks, body: dict):

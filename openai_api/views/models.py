@@ -1,8 +1,10 @@
+from collections.abc import Iterable
+
 from rest_framework.response import Response
 
 from inference.request import ModelInfo
 from openai_api.errors import ModelNotFound
-from openai_api.prompts import check_model, served_names
+from openai_api.prompts import allowed_names, check_model
 from openai_api.views.base import AsyncAPIView
 
 
@@ -18,7 +20,7 @@ def model_object(model: ModelInfo, name: str) -> dict:
     }
 
 
-def for_codex(model: ModelInfo) -> list[dict]:
+def for_codex(model: ModelInfo, names: Iterable[str]) -> list[dict]:
     """The array that codex looks for beside OpenAI's."""
     return [
         {
@@ -28,17 +30,18 @@ def for_codex(model: ModelInfo) -> list[dict]:
             "supported_in_api": True,
             "visibility": "list",
         }
-        for name in served_names(model)
+        for name in names
     ]
 
 
 class ModelsView(AsyncAPIView):
-    """GET /v1/models: every name the model answers to, as an entry of its own."""
+    """GET /v1/models: every name the model answers to, and the key may use, as an entry."""
 
     async def get(self, request):
         model = self.engine.model
-        entries = [model_object(model, name) for name in served_names(model)]
-        return Response({"object": "list", "data": entries, "models": for_codex(model)})
+        names = allowed_names(model, self.key)
+        entries = [model_object(model, name) for name in names]
+        return Response({"object": "list", "data": entries, "models": for_codex(model, names)})
 
 
 class ModelView(AsyncAPIView):
@@ -46,7 +49,7 @@ class ModelView(AsyncAPIView):
 
     async def get(self, request, name: str):
         model = self.engine.model
-        check_model(model, name)
+        check_model(model, name, self.key)
         return Response(model_object(model, name))
 
     async def delete(self, request, name: str):

@@ -4,7 +4,7 @@ from rest_framework.response import Response
 
 from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.errors import InvalidRequest
-from openai_api.prompts import served_names
+from openai_api.prompts import any_model, check_model
 from openai_api.protocol.events import response_usage
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls
@@ -20,9 +20,11 @@ class InputTokensView(AsyncAPIView):
 
     async def post(self, request):
         model = self.engine.model
-        data = {"model": served_names(model)[0], "input": [], **request.data}
+        await self.record.admit()
+        data = {"model": any_model(model, self.key), "input": [], **request.data}
         body = validated(ResponseSerializer, data) | {"context_management": []}
-        prepared = await prepare(model, body)
+        check_model(model, body["model"], self.key)
+        prepared = await prepare(model, body, self.owner)
         num_tokens = len(prepared.choice.prompt_token_ids)
         return Response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
@@ -35,14 +37,14 @@ class CompactView(GenerateView):
     async def post(self, request):
         if request.data.get("model") is None:
             raise missing("model")
-        body, _ = self.read_body()
-        context, items, _ = await conversation_so_far(body)
+        body, _ = await self.read_body()
+        context, items, _ = await conversation_so_far(body, self.owner)
         items = after_compaction(context + items)
         check_calls(items)
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")
         compaction, answer = await summarise(self.engine, body, items)
-        self.record.answers = [answer]
+        self.record.expect([answer])
         return Response(
             {
                 "id": new_response_id(),

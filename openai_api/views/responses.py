@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 from rest_framework.response import Response
 
@@ -7,9 +8,10 @@ from openai_api import idempotency, runs
 from openai_api import response_rows as rows
 from openai_api.database import read, write
 from openai_api.errors import InvalidRequest
+from openai_api.limits import estimate
 from openai_api.prompts import check_prompt
 from openai_api.protocol.sse import named_event
-from openai_api.response_requests import prepare
+from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run
 from openai_api.serializers.queries import ItemsQuery, ResponseQuery, validated_query
 from openai_api.serializers.responses import ResponseSerializer
@@ -26,16 +28,18 @@ class ResponsesView(GenerateView):
         return await idempotency.once(self, self._create)
 
     async def _create(self, key: idempotency.Key | None):
-        body, model = self.read_body()
-        prepared = await prepare(model, body)
+        body, model = await self.read_body()
+        prepared = replace(await prepare(model, body, self.owner), lease=self.record.lease)
+        self.record.summaries = prepared.summaries
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
         self.engine.check_capacity()
+        prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id
         if body["background"]:
             return await self._background(prepared, body, key)
         async with idempotency.claimed(prepared.row, key):
             answer = prepared.answer(self.engine)
-            self.record.answers = [answer]
+            self.record.expect([answer])
             run = Run(prepared.row, answer, **prepared.run_options)
             events = self._observed(run.drive(), run)
             if body["stream"]:
@@ -47,10 +51,19 @@ class ResponsesView(GenerateView):
     async def _background(self, prepared, body: dict, key: idempotency.Key | None):
         # What a killed server had sent and not kept is generated anew, and must come out the same.
         prepared.row.body = self.request.data | {"seed": prepared.choice.params.seed}
-        run = await asyncio.shield(idempotency.begin(prepared, key))
+        prepared.lease.hold()  # the response outlives its request
+        run = await asyncio.shield(self._begun(prepared, key))
         if body["stream"]:
             return await self.stream(run.follow(), named_event)
         return Response(json.loads(run.log[0].text)["response"])
+
+    @staticmethod
+    async def _begun(prepared: Prepared, key: idempotency.Key | None) -> Run:
+        try:
+            return await idempotency.begin(prepared, key)
+        except BaseException:
+            prepared.lease.end()
+            raise
 
     async def _observed(self, events, run: Run):
         """A failed response is sent with status 200; the history says what it was."""
@@ -65,16 +78,16 @@ class ResponseView(AsyncAPIView):
 
     async def get(self, request, response_id: str):
         query = validated_query(ResponseQuery, request.query_params)
-        row = await read(rows.find, response_id)
+        row = await read(rows.find, response_id, self.owner)
         if query["stream"]:
-            after = query["starting_after"]
-            events = runs.replay(response_id, after)  # there may be nothing new for long
+            events = runs.replay(response_id, query["starting_after"], self.owner)
+            # there may be nothing new for long
             return await self.stream(events, named_event, patience_s=0.05)
         return Response(row.to_dict())
 
     async def delete(self, request, response_id: str):
-        await runs.cancel(response_id)
-        await write(rows.delete, response_id)
+        await runs.cancel(response_id, self.owner)
+        await write(rows.delete, response_id, self.owner)
         return Response({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -83,17 +96,17 @@ class ResponseInputItemsView(AsyncAPIView):
 
     async def get(self, request, response_id: str):
         query = validated_query(ItemsQuery, request.query_params)
-        return Response(await read(rows.input_items_page, response_id, query))
+        return Response(await read(rows.input_items_page, response_id, query, self.owner))
 
 
 class CancelResponseView(AsyncAPIView):
     """POST /v1/responses/{id}/cancel, for background responses; what has ended stays as it is."""
 
     async def post(self, request, response_id: str):
-        row = await read(rows.find, response_id)
+        row = await read(rows.find, response_id, self.owner)
         if not row.background:
             message = "Only a response that was created with background=true can be cancelled."
             raise InvalidRequest(message, "response_id", "invalid_value")
-        await runs.cancel(response_id)
-        row = await read(rows.find, response_id)
+        await runs.cancel(response_id, self.owner)
+        row = await read(rows.find, response_id, self.owner)
         return Response(row.to_dict())

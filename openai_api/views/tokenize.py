@@ -1,7 +1,7 @@
 from rest_framework.response import Response
 
 from inference.request import ModelInfo
-from openai_api.prompts import chat_prompt, check_model, check_token_ids, tokenize
+from openai_api.prompts import any_model, chat_prompt, check_model, check_token_ids, tokenize
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.serializers.tokenize import DetokenizeSerializer, TokenizeSerializer
 from openai_api.tools import as_function
@@ -13,11 +13,11 @@ class TokenView(AsyncAPIView):
 
     serializer_class: type[BodySerializer]
 
-    def read_body(self) -> tuple[dict, ModelInfo]:
+    async def read_body(self) -> tuple[dict, ModelInfo]:
         model = self.engine.model
+        await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
-        if "model" in body:
-            check_model(model, body["model"])
+        check_model(model, body.get("model") or any_model(model, self.key), self.key)
         return body, model
 
 
@@ -27,7 +27,7 @@ class TokenizeView(TokenView):
     serializer_class = TokenizeSerializer
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         if "prompt" in body:
             special = body["add_special_tokens"]
             ids = await tokenize(model, body["prompt"], "prompt", add_special_tokens=special)
@@ -51,6 +51,6 @@ class DetokenizeView(TokenView):
     serializer_class = DetokenizeSerializer
 
     async def post(self, request):
-        body, model = self.read_body()
+        body, model = await self.read_body()
         check_token_ids(model, "tokens", body["tokens"])
         return Response({"prompt": model.tokenizer.decode(body["tokens"])})

@@ -1,9 +1,17 @@
 import pytest
 
 from inference import service
+from openai_api import keys, limits
 from tests.helpers import in_process_client, scripted_engine
 
 HELLO = "Hello, wörld 🎉!"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered_of_keys():
+    """Between tests tables are emptied without a word to anyone."""
+    keys.outdate()
+    limits._accounts.clear()
 
 
 @pytest.fixture

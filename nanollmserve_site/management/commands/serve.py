@@ -8,6 +8,7 @@ from typing import Any
 from daphne.server import Server
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError
+from django.db import DatabaseError, connection
 from django.utils.module_loading import import_string
 from twisted.internet import reactor
 from twisted.python.failure import Failure
@@ -42,11 +43,24 @@ class Command(BaseCommand):
             os._exit(0)  # loading cannot be stopped, and would complain about Python's end
 
 
+def has_keys() -> bool:
+    """Asked before the first migration, too: no table, no keys."""
+    from openai_api.models import ApiKey  # Django is not set up when this module is imported
+
+    try:
+        return ApiKey.objects.exists()
+    except DatabaseError:
+        return False
+    finally:
+        connection.close()
+
+
 class Daphne(Server):
     """daphne, listening before our application is imported: a taken port costs no model load."""
 
     def __init__(self, config: ServerConfig) -> None:
-        interface = safe_address(config).replace(":", r"\:")
+        self.has_keys = has_keys()
+        interface = safe_address(config, has_keys=self.has_keys).replace(":", r"\:")
         super().__init__(
             application=None,
             # With daphne's backlog of 50, many clients at once wait for a second.
@@ -62,7 +76,7 @@ class Daphne(Server):
     def load(self) -> None:
         """Called when the port is open. The import starts the engine: see asgi.py."""
         self.application = import_string(settings.ASGI_APPLICATION)
-        tell(self.config)
+        tell(self.config, self.has_keys)
         self.tell_when_ready()
 
     def tell_when_ready(self) -> None:
@@ -78,13 +92,13 @@ class Daphne(Server):
         self.stop()
 
 
-def tell(config: ServerConfig) -> None:
+def tell(config: ServerConfig, has_keys: bool) -> None:
     logger.info("listening on %s (/v1 /health /admin); the model is loading", url(config))
     if not config.tls:
         logger.info(
             "plain HTTP: secure cookies and HSTS are off; set NANOLLM_TLS=true behind a TLS proxy"
         )
-    if config.allow_no_auth:
+    if config.allow_no_auth and not has_keys:
         logger.warning("no API key is asked for: whoever reaches %s can use it", url(config))
     if config.debug:
         logger.warning("debug mode shows internals to every client: never on a real server")
