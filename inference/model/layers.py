@@ -118,7 +118,8 @@ def padded(part: Tensor, step: int) -> Tensor:
 def panels(weight: Tensor) -> Tensor:
     """`[N, K]` as `[N / 64, K in int32, 64]`: each lane's dword beside the next column's."""
     dwords = weight.contiguous().view(torch.int32)
-    return dwords.view(-1, PANEL, dwords.shape[1]).transpose(1, 2).contiguous()
+    columns = dwords.view(-1, PANEL, dwords.shape[1]).transpose(1, 2)
+    return cpu.zeros(columns.shape, torch.int32).copy_(columns)
 
 
 def address(tensor: Tensor | None) -> int | None:

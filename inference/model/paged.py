@@ -1,10 +1,8 @@
 """A Hugging Face model run over a paged KV cache."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,6 +10,7 @@ from transformers import PreTrainedModel
 from inference.model.attention import attending
 from inference.model.context import AttentionContext, LayerCache
 from inference.model.inputs import ModelInputs
+from inference.model.kernels import cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,7 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     """Zeros; on a CPU they take memory only once they are written to, unlike torch's own."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # the kernel's zero page
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    return cpu.zeros(shape, dtype)
 
 
 @torch.inference_mode()

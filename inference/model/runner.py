@@ -43,7 +43,7 @@ class ModelRunner:
             self._caches = allocate_caches(
                 loaded.layers, self.num_blocks, config.block_size, loaded.model
             )
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             size = readable(self.kv_cache_bytes)
             raise ModelLoadError(f"No memory for {size} of KV cache: lower it.") from error
 

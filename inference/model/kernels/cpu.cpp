@@ -8,6 +8,7 @@
 // back to floats where the CPU has no instruction for them. No -ffast-math: NaN has to stay NaN.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -126,11 +127,13 @@ struct Product {
     int32_t *c;            // [rows, columns]: the product is added to it, or replaces it if `fresh`
     long a_stride, b_stride, c_stride, depth;
     bool fresh;
+    const int32_t *soon = nullptr;  // memory that is wanted next, PANEL dwords for each of depth
 };
 
-template <class Op, int M, int N, bool ahead> static void micro(Product p) {
+// Fetches LINES cache lines of `soon` in each step of depth.
+template <class Op, int M, int N, int LINES> static void micro(Product p) {
     typename Op::Sum sums[M][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++)
@@ -139,13 +142,12 @@ template <class Op, int M, int N, bool ahead> static void micro(Product p) {
     for (long k = 0; k < p.depth; k++) {
         I16 columns[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; n++) {
-            // Columns that are read for the first time come from memory, and no hardware prefetch
-            // crosses a page.
-            if (ahead) __builtin_prefetch(p.b + (k + 32) * p.b_stride + n * LANES);
+        for (int n = 0; n < N; n++)
             columns[n] = *(const I16 *)(p.b + k * p.b_stride + n * LANES);
-        }
 #pragma GCC unroll 8
+        for (int line = 0; line < LINES; line++)
+            __builtin_prefetch(p.soon + (k * LINES + line) * LANES, 0, 2);
+#pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
             I16 row = I16{} + p.a[m * p.a_stride + k];
 #pragma GCC unroll 8
@@ -153,34 +155,51 @@ template <class Op, int M, int N, bool ahead> static void micro(Product p) {
                 sums[m][n] = Op::add_product(sums[m][n], row, columns[n]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++)
             *(typename Op::Sum *)(p.c + m * p.c_stride + n * LANES) = sums[m][n];
 }
 
-template <class Op, int N, bool ahead, int M = MR>
+template <class Op, int N, int LINES, int LEAST, int M>
 static void some_rows(const Product &p, long rows) {
-    if constexpr (M > 0) {
-        if (rows == M) return micro<Op, M, N, ahead>(p);
-        some_rows<Op, N, ahead, M - 1>(p, rows);
+    if constexpr (M >= LEAST) {
+        if (rows == M) return micro<Op, M, N, LINES>(p);
+        some_rows<Op, N, LINES, LEAST, M - 1>(p, rows);
     }
 }
 
-// The whole product, `columns` a multiple of LANES.
-template <class Op> static void multiply(const Product &whole, long rows, long columns) {
+// In tiles of N vectors and at most M rows, the last of LEAST rows or more. Each fetches its part of
+// what is wanted next, so that memory is read all the time and not only by the first tile. Where
+// there is only one, the CPU's own prefetching is faster.
+template <class Op, int M, int N, int LEAST>
+static void multiply_tiles(const Product &whole, long rows, long columns) {
+    const long tiles = (rows + M - 1) / M * (columns / (N * LANES));
+    const long share = tiles < 4 ? 2 : 1;  // of a panel's lines
+    long left = whole.soon && tiles > 1 ? PANEL / LANES : 0;
     for (long n = 0, width; n < columns; n += width * LANES) {
-        width = columns - n >= NR * LANES ? NR : 1;
-        for (long m = 0; m < rows; m += MR) {
+        width = columns - n >= N * LANES ? N : 1;
+        for (long m = 0; m < rows; m += M) {
             Product part = whole;
             part.a += m * whole.a_stride, part.b += n, part.c += m * whole.c_stride + n;
-            long some = std::min<long>(MR, rows - m);
-            if (width != NR) some_rows<Op, 1, false>(part, some);
-            else if (m == 0) some_rows<Op, NR, true>(part, some);
-            else some_rows<Op, NR, false>(part, some);
+            long some = std::min<long>(M, rows - m), lines = std::min(left, share);
+            part.soon += (PANEL / LANES - left) * LANES * whole.depth, left -= lines;
+            if (width != N) some_rows<Op, 1, 0, LEAST, M>(part, some);
+            else if (lines == 0) some_rows<Op, N, 0, LEAST, M>(part, some);
+            else if (LEAST == 1 && lines == 1) some_rows<Op, N, 1, 1, MR>(part, some);
+            else some_rows<Op, N, 2, LEAST, M>(part, some);
         }
     }
+}
+
+// The whole product, `columns` a multiple of LANES. High tiles read `b` once where low ones would
+// twice, but pass twice over `a`.
+template <class Op> static void multiply(const Product &whole, long rows, long columns) {
+    if (NR > 1 && rows > MR && rows <= 2 * MR)
+        multiply_tiles<Op, 2 * MR, std::max(NR / 2, 1), MR + 1>(whole, rows, columns);
+    else
+        multiply_tiles<Op, MR, NR, 1>(whole, rows, columns);
 }
 
 // ---- Paged attention ----
@@ -635,6 +654,34 @@ struct Linear {  // as in cpu.py
     int64_t gated;  // each panel has 32 columns x and then 32 y: the answer is silu(x) * y
 };
 
+// The tasks of a parallel loop. A thread takes those of its own share in order, because memory is
+// read fastest in order, and then the last of others' that are behind.
+class Shares {
+    struct alignas(LINE) Share {
+        std::atomic<uint64_t> left;  // the first, and in the upper half the end
+    };
+    std::vector<Share> shares;
+
+  public:
+    Shares(long num_threads, long num_tasks) : shares(num_threads) {
+        for (long t = 0; t < num_threads; t++)
+            shares[t].left = t * num_tasks / num_threads
+                             | (t + 1) * num_tasks / num_threads << 32;
+    }
+    // A task nobody else has, or -1.
+    long take(long thread) {
+        for (size_t i = 0; i < shares.size(); i++) {
+            std::atomic<uint64_t> &left = shares[(thread + i) % shares.size()].left;
+            uint64_t before = left;
+            for (uint64_t first, end; (first = before & 0xffffffff) < (end = before >> 32);) {
+                uint64_t after = i == 0 ? before + 1 : before - (1ULL << 32);
+                if (left.compare_exchange_weak(before, after)) return i == 0 ? first : end - 1;
+            }
+        }
+        return -1;
+    }
+};
+
 // A row of activations as x = (u8 - 128) * scale. Its scale.
 template <class T> static float quantize(const T *row, long size, uint8_t *to) {
     F16 most = {};
@@ -684,6 +731,7 @@ static void linear(const Linear &args) {
     int32_t *quantized = is_int8 ? scratch(ROWS, args.rows * (args.depth + 1)) : nullptr;
     float *scales = (float *)(quantized + args.rows * args.depth);
     const int32_t *input = is_int8 ? quantized : (const int32_t *)args.input;
+    Shares shares(args.num_threads, num_panels * num_chunks);
 #pragma omp parallel num_threads(args.num_threads)
     {
         if (is_int8) {
@@ -693,15 +741,16 @@ static void linear(const Linear &args) {
                                      (uint8_t *)(quantized + r * args.depth));
         }
         int32_t *sums = scratch(TILE, CHUNK_ROWS * PANEL);
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < num_panels * num_chunks; i++) {
+        for (long i; (i = shares.take(omp_get_thread_num())) >= 0;) {
             long column = i / num_chunks * PANEL, first = i % num_chunks * chunk;
             long rows = std::min(chunk, args.rows - first);
-            for (long d = 0; d < args.depth; d += CHUNK_DEPTH)
-                multiply<Op>({input + first * args.depth + d,
-                              args.panels + column * args.depth + d * PANEL, sums, args.depth, PANEL,
-                              PANEL, std::min(CHUNK_DEPTH, args.depth - d), d == 0},
+            for (long d = 0; d < args.depth; d += CHUNK_DEPTH) {
+                long depth = std::min(CHUNK_DEPTH, args.depth - d);
+                const int32_t *panel = args.panels + column * args.depth + d * PANEL;
+                multiply<Op>({input + first * args.depth + d, panel, sums, args.depth, PANEL, PANEL,
+                              depth, d == 0, panel + depth * PANEL},
                              rows, PANEL);
+            }
             for (long r = 0; r < rows; r++) {
                 F16 *row = (F16 *)(sums + r * PANEL);
                 if (is_int8)
