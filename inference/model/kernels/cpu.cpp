@@ -219,12 +219,16 @@ struct Attention {  // as in cpu.py; strides and sizes in elements
 
 static constexpr long TILE_ROWS = 192;  // query rows (tokens times heads of the group) of a task
 static constexpr long TILE_KEYS = 128;
+static constexpr long FEW_ROWS = 4;     // or less: keys and values are used as they lie
+static constexpr long FEW_KEYS = 32;
 static constexpr long MIN_SPLIT = 512;  // keys: less is not worth a task of its own
 
 struct Task {
-    long seq, head, first_row, num_rows;  // row r is token r / G, head r % G of the group
+    long seq, head, num_heads;   // of KV: several where rows are few, because theirs lie together
+    long first_row, num_rows;    // of each head: row r is token r / G, head r % G of the group
     long first_key, end_key;
-    long part;                            // where the unfinished result goes; -1 if it is all
+    long part;                   // where the unfinished result goes; -1 if it is all
+    long rows() const { return num_heads * num_rows; }
 };
 
 template <class T> static void write_slots(const Attention &args) {
@@ -330,17 +334,23 @@ template <class Op, class T> struct Tile {
         weights = (int32_t *)scores + TILE_ROWS * TILE_KEYS;
     }
 
+    long token(const Task &task, long row) const {  // within the sequence's new ones
+        return (task.first_row + row % task.num_rows) / group;
+    }
+    long head(const Task &task, long row) const {
+        return (task.head + row / task.num_rows) * group
+               + (task.first_row + row % task.num_rows) % group;
+    }
     long position(const Task &task, long row) const {
         long count = args.cu_seqlens[task.seq + 1] - args.cu_seqlens[task.seq];
-        return args.context_lens[task.seq] - count + (task.first_row + row) / group;
+        return args.context_lens[task.seq] - count + token(task, row);
     }
 
     void load_query(const Task &task) {
-        for (long r = 0; r < task.num_rows; r++) {
-            long token = args.cu_seqlens[task.seq] + (task.first_row + r) / group;
-            long head = task.head * group + (task.first_row + r) % group;
-            const T *row = (const T *)args.query + token * args.query_token
-                           + head * args.query_head;
+        for (long r = 0; r < task.rows(); r++) {
+            const T *row = (const T *)args.query
+                           + (args.cu_seqlens[task.seq] + token(task, r)) * args.query_token
+                           + head(task, r) * args.query_head;
             for (long i = 0; i < depth; i += LANES)
                 *(I16 *)(query + r * depth + i) =
                     dwords_within<Op>(row, args.k_dim, i * Op::PER_DWORD);
@@ -387,63 +397,118 @@ template <class Op, class T> struct Tile {
         }
     }
 
-    // For few rows laying out keys and values anew takes longer than using them as they are.
-    template <int R> void score_few(long count) {
-        const T *cache = (const T *)args.keys, *coming = (const T *)args.values;
-        const long dim = args.k_dim, depth = this->depth;
+    // For few rows laying out keys and values anew takes longer than using them as they are, and so
+    // does waiting for memory: while a tile is computed the next is fetched. Sums are arrays of
+    // constant size and index, or they would not stay in registers. `first_row` is the head's first
+    // and `shift` the way from the slots of the task's first head to its own.
+    template <int R> void score_few(long first_row, long shift, long count, long next_count) {
+        static constexpr int TOGETHER = 4;  // keys
+        const T *cache = (const T *)args.keys + shift * args.k_dim;
         for (long j = 0; j < count; j += LANES) {
             F16 sums[R][LANES];
-            for (long i = 0; i < LANES; i++) {
-                prefetch(coming + slots[j + i] * width, width);
-                const T *key = cache + slots[j + i] * dim;
-                F16 row_sums[R] = {};
-                for (long d = 0; d < depth; d += LANES) {
-                    I16 part = dwords_within<Op>(key, dim, d * Op::PER_DWORD);
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; r++)
-                        row_sums[r] = Op::add_product(row_sums[r],
-                                                      *(I16 *)(query + r * depth + d), part);
+#pragma GCC unroll 4
+            for (int i = 0; i < LANES; i += TOGETHER) {
+                const T *from[TOGETHER];
+                for (int k = 0; k < TOGETHER; k++) {
+                    from[k] = cache + slots[j + i + k] * args.k_dim;
+                    if (j + i + k < next_count)
+                        prefetch(cache + next_slots[j + i + k] * args.k_dim, args.k_dim);
                 }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++) sums[r][i] = row_sums[r];
+                dot_products<R, TOGETHER>(query + first_row * depth, from, sums, i);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 add_blocks<1>(sums[r]), add_blocks<2>(sums[r]), add_blocks<4>(sums[r]);
                 add_blocks<8>(sums[r]);
-                store(scores + r * TILE_KEYS + j, sums[r][0]);
+                store(scores + (first_row + r) * TILE_KEYS + j, sums[r][0]);
             }
         }
     }
 
-    template <int R> void add_few(long count, long next_count) {
-        const T *cache = (const T *)args.values, *coming = (const T *)args.keys;
-        static const T zeros[PANEL] = {};
-        for (long column = 0; column < width; column += PANEL) {
-            const long vectors = std::min(PANEL, width - column) / LANES;
-            F16 added[R][PANEL / LANES] = {};
-            for (long j = 0; j < count; j += Op::PER_DWORD) {
-                const T *row = cache + slots[j] * width + column;
-                const T *next = j + 1 < count ? cache + slots[j + 1] * width + column : zeros;
-                for (long i = j; column == 0 && i < std::min(j + Op::PER_DWORD, next_count); i++)
-                    prefetch(coming + next_slots[i] * args.k_dim, args.k_dim);
+    // Lane by lane, of R query rows with K keys, to `to[row][first + key]`.
+    template <int R, int K>
+    inline void dot_products(const int32_t *query, const T *const (&keys)[K],
+                             F16 (&to)[R][LANES], int first) {
+        constexpr long step = LANES * Op::PER_DWORD;
+        const long dim = args.k_dim, depth = this->depth;
+        F16 sums[R][K] = {};
+        auto add = [&](long start, auto part) {
 #pragma GCC unroll 4
-                for (long v = 0; v < PANEL / LANES; v++) {
-                    if (v >= vectors) break;
-                    I16 part = Op::pair_rows(row + v * LANES, next + v * LANES);
+            for (int k = 0; k < K; k++) {
+                I16 key = part(keys[k] + start);
 #pragma GCC unroll 8
-                    for (int r = 0; r < R; r++)
-                        added[r][v] = Op::add_product(
-                            added[r][v], I16{} + weights[(r * TILE_KEYS + j) / Op::PER_DWORD],
-                            part);
+                for (int r = 0; r < R; r++) {
+                    I16 row = *(const I16 *)(query + r * depth + start / Op::PER_DWORD);
+                    sums[r][k] = Op::add_product(sums[r][k], row, key);
                 }
             }
-            for (int r = 0; r < R; r++)
-                for (long v = 0; v < vectors; v++) {
-                    float *to = sums + r * width + column + v * LANES;
-                    store(to, load(to) + added[r][v]);
+        };
+        long start = 0;
+        for (; start + step <= dim; start += step)
+            add(start, [](const T *from) { return Op::dwords(from); });
+        if (start < dim)
+            add(start, [&](const T *from) { return dwords_within<Op>(from, dim - start, 0); });
+#pragma GCC unroll 4
+        for (int k = 0; k < K; k++)
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) to[r][first + k] = sums[r][k];
+    }
+
+    template <int R> void add_few(long first_row, long shift, long count, long next_count) {
+        long column = 0;
+        for (; column + PANEL <= width; column += PANEL, next_count = 0)
+            add_columns<R, PANEL / LANES>(first_row, shift, column, count, next_count);
+        for (; column < width; column += LANES, next_count = 0)
+            add_columns<R, 1>(first_row, shift, column, count, next_count);
+    }
+
+    template <int R, int V>
+    inline void add_columns(long first_row, long shift, long column, long count, long next_count) {
+        static const T zeros[PANEL] = {};
+        const T *cache = (const T *)args.values + shift * width + column;
+        const int32_t *weights = this->weights + first_row * TILE_KEYS / Op::PER_DWORD;
+        float *sums = this->sums + first_row * width + column;
+        F16 added[R][V] = {};
+        for (long j = 0; j < count; j += Op::PER_DWORD) {
+            for (long i = j; i < std::min(j + Op::PER_DWORD, next_count); i++)
+                prefetch(cache + next_slots[i] * width, width);
+            const T *row = cache + slots[j] * width;
+            const T *next = j + 1 < count ? cache + slots[j + 1] * width : zeros;
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                I16 part = Op::pair_rows(row + v * LANES, next + v * LANES);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) {
+                    I16 weight = I16{} + weights[(r * TILE_KEYS + j) / Op::PER_DWORD];
+                    added[r][v] = Op::add_product(added[r][v], weight, part);
                 }
+            }
         }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                store(sums + r * width + v * LANES,
+                      load(sums + r * width + v * LANES) + added[r][v]);
+    }
+
+    template <int R> void attend_few(const Task &task, long first, long count, long next_count) {
+        for (long h = 0; h < task.num_heads; h++) {
+            score_few<R>(h * R, h * args.block_size, count, next_count);
+            for (long r = h * R; r < (h + 1) * R; r++) softmax_row(task, r, first, count);
+            add_few<R>(h * R, h * args.block_size, count, next_count);
+        }
+    }
+
+    void attend_many(const Task &task, long first, long count, long next_count) {
+        load_keys(count);
+        multiply<Op>({query, keys, (int32_t *)scores, depth, TILE_KEYS, TILE_KEYS, depth, true},
+                     task.num_rows, round_up(count, LANES));
+        for (long r = 0; r < task.num_rows; r++) softmax_row(task, r, first, count);
+        load_values(count, next_count);
+        multiply<Op>({weights, values, (int32_t *)sums, TILE_KEYS / Op::PER_DWORD, width, width,
+                      (count + Op::PER_DWORD - 1) / Op::PER_DWORD, false},
+                     task.num_rows, width);
     }
 
     // A row of scores into weights relative to the best score so far.
@@ -490,33 +555,22 @@ template <class Op, class T> struct Tile {
 
     // Leaves sum of weight times value in `sums`, of the weights in `total`, the scale in `best`.
     void attend(const Task &task) {
-        long rows = task.num_rows, count = std::min(TILE_KEYS, task.end_key - task.first_key);
+        const long rows = task.rows(), step = task.num_rows <= FEW_ROWS ? FEW_KEYS : TILE_KEYS;
+        long count = std::min(step, task.end_key - task.first_key);
         std::fill(best, best + rows, -INF);
         std::fill(total, total + rows, 0.0f);
         std::fill(sums, sums + rows * width, 0.0f);
         load_query(task);
         find_slots(args, task, task.first_key, count, slots);
-        for (long first = task.first_key; first < task.end_key; first += TILE_KEYS) {
-            long next_count = std::min(TILE_KEYS, std::max(0L, task.end_key - first - count));
+        for (long first = task.first_key; first < task.end_key; first += step) {
+            long next_count = std::min(step, std::max(0L, task.end_key - first - count));
             find_slots(args, task, first + count, next_count, next_slots);
-            auto softmax = [&] {
-                for (long r = 0; r < rows; r++) softmax_row(task, r, first, count);
-            };
-            switch (rows) {
-            case 1: score_few<1>(count), softmax(), add_few<1>(count, next_count); break;
-            case 2: score_few<2>(count), softmax(), add_few<2>(count, next_count); break;
-            case 3: score_few<3>(count), softmax(), add_few<3>(count, next_count); break;
-            case 4: score_few<4>(count), softmax(), add_few<4>(count, next_count); break;
-            default:
-                load_keys(count);
-                multiply<Op>({query, keys, (int32_t *)scores, depth, TILE_KEYS, TILE_KEYS, depth,
-                              true},
-                             rows, round_up(count, LANES));
-                softmax();
-                load_values(count, next_count);
-                multiply<Op>({weights, values, (int32_t *)sums, TILE_KEYS / Op::PER_DWORD, width,
-                              width, (count + Op::PER_DWORD - 1) / Op::PER_DWORD, false},
-                             rows, width);
+            switch (task.num_rows) {
+            case 1: attend_few<1>(task, first, count, next_count); break;
+            case 2: attend_few<2>(task, first, count, next_count); break;
+            case 3: attend_few<3>(task, first, count, next_count); break;
+            case 4: attend_few<4>(task, first, count, next_count); break;
+            default: attend_many(task, first, count, next_count);
             }
             count = next_count;
             std::swap(slots, next_slots);
@@ -525,23 +579,36 @@ template <class Op, class T> struct Tile {
 
     // The sink is one more logit that has no value.
     void finish(const Task &task, long row, float *sum, float best, float total) {
-        long token = args.cu_seqlens[task.seq] + (task.first_row + row) / group;
-        long head = task.head * group + (task.first_row + row) % group;
+        long head = this->head(task, row);
         float scale = 1;
         if (args.sinks) {
             float highest = std::max(best, args.sinks[head]);
             scale = std::exp(best - highest);
             total = total * scale + std::exp(args.sinks[head] - highest);
         }
+        long token = args.cu_seqlens[task.seq] + this->token(task, row);
         T *out = (T *)args.out + (token * args.num_heads + head) * width;
         for (long i = 0; i < width; i += LANES)
             store(out + i, load(sum + i) * (scale / total));
     }
 };
 
-// The run cut into tasks, the longest first; how many of them are parts of one.
+// How many KV heads a task of few rows has: all, unless that left threads idle.
+static long heads_together(const Attention &args) {
+    const long heads = args.num_kv_heads;
+    auto fits = [&](long some) {
+        return heads % some == 0 && some * FEW_ROWS <= TILE_ROWS
+               && args.num_seqs * heads / some >= 2 * args.num_threads;
+    };
+    long together = heads;
+    while (together > 1 && !fits(together)) together--;
+    return together;
+}
+
+// The run cut into tasks; how many of them are parts of one.
 static long plan(const Attention &args, std::vector<Task> &tasks) {
     long group = args.num_heads / args.num_kv_heads, work = 0, num_parts = 0;
+    const long together = heads_together(args);
     std::vector<Task> whole;
     for (long s = 0; s < args.num_seqs; s++) {
         long count = args.cu_seqlens[s + 1] - args.cu_seqlens[s];
@@ -552,39 +619,49 @@ static long plan(const Attention &args, std::vector<Task> &tasks) {
             long num_rows = std::min(even, count * group - row);
             long end = before + (row + num_rows - 1) / group + 1;
             long first = args.window ? std::max(0L, before + row / group + 1 - args.window) : 0;
-            for (long h = 0; h < args.num_kv_heads; h++)
-                whole.push_back({s, h, row, num_rows, first, end, -1});
+            long heads = num_rows <= FEW_ROWS ? together : 1;
+            for (long h = 0; h < args.num_kv_heads; h += heads)
+                whole.push_back({s, h, heads, row, num_rows, first, end, -1});
             work += (end - first) * args.num_kv_heads;
         }
     }
     // A task of more than its share of all work would leave threads idle at the end.
-    long share = round_up(std::max(MIN_SPLIT, work / (4 * args.num_threads)), TILE_KEYS);
+    long share = std::max(MIN_SPLIT, work / (4 * args.num_threads));
     for (Task task : whole) {
+        long num_keys = task.end_key - task.first_key;
         bool split = args.num_threads > 1 && task.num_rows <= MR
-                     && task.end_key - task.first_key > share + MIN_SPLIT;
-        for (long key = task.first_key; key < task.end_key; key += split ? share : task.end_key) {
-            long end = split ? std::min(key + share, task.end_key) : task.end_key;
-            tasks.push_back({task.seq, task.head, task.first_row, task.num_rows, key, end,
-                             split ? num_parts++ : -1});
+                     && num_keys * task.num_heads > share + MIN_SPLIT;
+        long step = split ? round_up(share / task.num_heads, TILE_KEYS) : num_keys;
+        for (long key = task.first_key, end = task.end_key; key < end; key += step) {
+            task.first_key = key, task.end_key = std::min(key + step, end);
+            task.part = split ? num_parts++ : -1;
+            tasks.push_back(task);
         }
     }
     return num_parts;
 }
+
+// What a task leaves for `merge`: best score and total of each row, and its sums.
+struct Part {
+    float *best, *total, *sums;
+    Part(float *memory, const Task &task)
+        : best(memory), total(memory + task.rows()), sums(memory + 2 * task.rows()) {}
+};
 
 // Parts of one task follow each other: added up, each scaled to the best score of all.
 template <class Op, class T>
 static void merge(Tile<Op, T> &tile, const std::vector<Task> &parts, size_t first, size_t end,
                   float *buffer, long part_size) {
     const Task &task = parts[first];
-    for (long r = 0; r < task.num_rows; r++) {
-        auto part = [&](size_t i) { return buffer + parts[i].part * part_size; };
+    auto part = [&](size_t i) { return Part(buffer + parts[i].part * part_size, task); };
+    for (long r = 0; r < task.rows(); r++) {
         float best = -INF, total = 0;
-        float *sums = part(first) + 2 * MR + r * tile.width;
-        for (size_t i = first; i < end; i++) best = std::max(best, part(i)[r]);
+        float *sums = part(first).sums + r * tile.width;
+        for (size_t i = first; i < end; i++) best = std::max(best, part(i).best[r]);
         for (size_t i = first; i < end; i++) {
-            float scale = std::exp(part(i)[r] - best);
-            total += part(i)[MR + r] * scale;
-            const float *more = part(i) + 2 * MR + r * tile.width;
+            float scale = std::exp(part(i).best[r] - best);
+            total += part(i).total[r] * scale;
+            const float *more = part(i).sums + r * tile.width;
             for (long c = 0; c < tile.width; c += LANES)
                 store(sums + c, (i > first ? load(sums + c) : F16{}) + load(more + c) * scale);
         }
@@ -594,12 +671,13 @@ static void merge(Tile<Op, T> &tile, const std::vector<Task> &parts, size_t firs
 
 template <class Op, class T> static void attention(const Attention &args) {
     std::vector<Task> tasks, parts;
-    long part_size = 2 * MR + MR * args.v_dim;
+    const long most_rows = std::max<long>(MR, args.num_kv_heads * FEW_ROWS);
+    const long part_size = most_rows * (2 + args.v_dim);
     std::vector<float> buffer(plan(args, tasks) * part_size);
     for (const Task &task : tasks)
         if (task.part >= 0) parts.push_back(task);
     std::sort(tasks.begin(), tasks.end(), [](const Task &a, const Task &b) {
-        return a.num_rows * (a.end_key - a.first_key) > b.num_rows * (b.end_key - b.first_key);
+        return a.rows() * (a.end_key - a.first_key) > b.rows() * (b.end_key - b.first_key);
     });
 #pragma omp parallel num_threads(args.num_threads)
     {
@@ -609,15 +687,15 @@ template <class Op, class T> static void attention(const Attention &args) {
         for (size_t i = 0; i < tasks.size(); i++) {
             const Task &task = tasks[i];
             tile.attend(task);
-            float *part = buffer.data() + task.part * part_size;
-            for (long r = 0; r < task.num_rows; r++) {
+            Part part(buffer.data() + task.part * part_size, task);
+            for (long r = 0; r < task.rows(); r++) {
                 float *sums = tile.sums + r * tile.width;
                 if (task.part < 0) {
                     tile.finish(task, r, sums, tile.best[r], tile.total[r]);
                     continue;
                 }
-                part[r] = tile.best[r], part[MR + r] = tile.total[r];
-                memcpy(part + 2 * MR + r * tile.width, sums, tile.width * sizeof(float));
+                part.best[r] = tile.best[r], part.total[r] = tile.total[r];
+                memcpy(part.sums + r * tile.width, sums, tile.width * sizeof(float));
             }
         }
 #pragma omp for schedule(dynamic)
