@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
 from inference.engine.thread import Report, ThreadEngine
-from inference.errors import ModelLoadError
+from inference.errors import EngineNotReady, ModelLoadError
 from inference.request import Constraint, ModelInfo
 from inference.text.grammar import compiler_of
 
@@ -29,12 +30,55 @@ if TYPE_CHECKING:
     from inference.model.loader import LoadedModel
     from inference.model.runner import ModelRunner, SequentialRunner
 
-__all__ = ["EngineClient", "Generation", "close", "get_engine", "install", "serve", "start"]
+__all__ = [
+    "EngineClient",
+    "Generation",
+    "State",
+    "check_capacity",
+    "close",
+    "drain",
+    "get_engine",
+    "install",
+    "serve",
+    "start",
+    "state",
+]
 
 logger = logging.getLogger(__name__)
 
 _engine: EngineClient | None = None
+_is_draining = False
 _lock = threading.Lock()
+
+
+class State(StrEnum):
+    """Whether this process takes new requests: only where it is ready."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"  # what was begun goes on to its end
+    BROKEN = "broken"  # the engine answers nobody; it may come back
+
+
+def state() -> State:
+    """The one place that decides it, for readiness, views and sockets."""
+    if _is_draining:
+        return State.DRAINING
+    engine_state = get_engine().status.state
+    return State(engine_state) if engine_state in ("loading", "ready") else State.BROKEN
+
+
+def drain() -> None:
+    """Take no new requests from now on; those that were admitted go on. From any thread."""
+    global _is_draining
+    _is_draining = True
+
+
+def check_capacity(num_requests: int = 1) -> None:
+    """Raise EngineNotReady or EngineOverloaded unless new requests are taken, and so many."""
+    if state() is State.DRAINING:
+        raise EngineNotReady("The server is shutting down.")
+    get_engine().check_capacity(num_requests)
 
 
 def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
@@ -61,8 +105,8 @@ def get_engine() -> EngineClient:
 
 def install(engine: EngineClient | None) -> None:
     """Make `engine` the process's engine (tests bring one with a scripted model)."""
-    global _engine
-    _engine = engine
+    global _engine, _is_draining
+    _engine, _is_draining = engine, False
 
 
 def close() -> None:

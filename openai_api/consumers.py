@@ -15,7 +15,7 @@ from autobahn.exception import Disconnected
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
-from inference.service import get_engine
+from inference import service
 from openai_api import keys
 from openai_api.errors import (
     InvalidRequest,
@@ -198,12 +198,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                 await record.close(outcome, status)
 
     async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
+        service.check_capacity()
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
         owner = key and key.pk
         body = salted(_body_of(message), owner)
         record.describe(body)
-        engine = get_engine()
+        engine = service.get_engine()
         check_model(engine.model, body["model"], key)
         await record.admit()
         prepared = await prepare(engine.model, body, owner, self._remembered(body))

@@ -22,7 +22,10 @@ OnArrival = Callable[["Generation"], None]
 
 @dataclass(slots=True)
 class EngineStatus:
-    """Where the engine is: loading, ready, failed or stopped, and what it does while loading."""
+    """Where the engine is, and a line on why, for those who are told that it is not ready.
+
+    `state` is loading (again, perhaps), ready, broken (it may come back), failed or stopped.
+    """
 
     state: str = "loading"
     stage: str = "starting"

@@ -2,6 +2,7 @@
 
 from rest_framework.response import Response
 
+from inference import service
 from inference.request import ModelInfo
 from openai_api.answers import Answer, Choice
 from openai_api.limits import estimate
@@ -19,7 +20,7 @@ class GenerateView(AsyncAPIView):
 
     async def read_body(self) -> tuple[dict, ModelInfo]:
         """The checked body and the model it names; whether there is room is asked first."""
-        self.engine.check_capacity()
+        service.check_capacity()
         await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
         self.record.describe(body)
