@@ -17,7 +17,7 @@ from django.conf import settings
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.address import listening
-from inference.engine.client import EngineClient, Generation
+from inference.engine.client import EngineClient, Generation, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
@@ -74,11 +74,11 @@ def drain() -> None:
     _is_draining = True
 
 
-def check_capacity(num_requests: int = 1) -> None:
+def check_capacity(num_requests: int = 1, owner: str = "") -> None:
     """Raise EngineNotReady or EngineOverloaded unless new requests are taken, and so many."""
     if state() is State.DRAINING:
         raise EngineNotReady("The server is shutting down.")
-    get_engine().check_capacity(num_requests)
+    get_engine().check_capacity(num_requests, owner)
 
 
 def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
@@ -142,7 +142,7 @@ def _in_thread(
 ) -> ThreadEngine:
     return ThreadEngine(
         lambda report: load_core(config, report),
-        max_num_unfinished=config.max_num_seqs + config.max_num_queued_reqs,
+        QueueLimits(config.max_num_seqs + config.max_num_queued_reqs, config.max_num_queued_tokens),
         on_failure=on_failure,
     )
 

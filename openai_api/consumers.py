@@ -29,7 +29,7 @@ from openai_api.history import Outcome, Record
 from openai_api.limits import estimate
 from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
-from openai_api.prompts import check_model, check_prompt, salted
+from openai_api.prompts import check_model, check_prompt, owned, owner_name
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
 from openai_api.response_requests import Prepared, prepare
@@ -198,11 +198,11 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                 await record.close(outcome, status)
 
     async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
-        service.check_capacity()
+        service.check_capacity(owner=owner_name(key and key.pk))
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
         owner = key and key.pk
-        body = salted(_body_of(message), owner)
+        body = owned(_body_of(message), owner)
         record.describe(body)
         engine = service.get_engine()
         check_model(engine.model, body["model"], key)
