@@ -17,7 +17,7 @@ from django.conf import settings
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.address import listening
-from inference.engine.client import EngineClient, Generation, QueueLimits
+from inference.engine.client import EngineClient, Generation, Place, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineClient",
     "Generation",
+    "Place",
     "State",
-    "check_capacity",
+    "admit",
+    "check_ready",
     "close",
     "drain",
     "get_engine",
@@ -47,7 +49,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _engine: EngineClient | None = None
-_is_draining = False
 _lock = threading.Lock()
 
 
@@ -62,23 +63,29 @@ class State(StrEnum):
 
 def state() -> State:
     """The one place that decides it, for readiness, views and sockets."""
-    if _is_draining:
+    engine = get_engine()
+    if engine.is_draining:
         return State.DRAINING
-    engine_state = get_engine().status.state
-    return State(engine_state) if engine_state in ("loading", "ready") else State.BROKEN
+    is_known = engine.status.state in ("loading", "ready")
+    return State(engine.status.state) if is_known else State.BROKEN
 
 
 def drain() -> None:
     """Take no new requests from now on; those that were admitted go on. From any thread."""
-    global _is_draining
-    _is_draining = True
+    get_engine().is_draining = True
 
 
-def check_capacity(num_requests: int = 1, owner: str = "") -> None:
-    """Raise EngineNotReady or EngineOverloaded unless new requests are taken, and so many."""
+def check_ready() -> ModelInfo:
+    """The model, if new requests are taken. Raises EngineNotReady."""
     if state() is State.DRAINING:
-        raise EngineNotReady("The server is shutting down.")
-    get_engine().check_capacity(num_requests, owner)
+        raise EngineNotReady("The server is shutting down.", retry_after_s=10)
+    return get_engine().model
+
+
+def admit(owner: str = "") -> Place:
+    """Room in the queue for a new request. Raises EngineNotReady or EngineOverloaded."""
+    check_ready()
+    return get_engine().admit(owner)
 
 
 def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
@@ -105,8 +112,8 @@ def get_engine() -> EngineClient:
 
 def install(engine: EngineClient | None) -> None:
     """Make `engine` the process's engine (tests bring one with a scripted model)."""
-    global _engine, _is_draining
-    _engine, _is_draining = engine, False
+    global _engine
+    _engine = engine
 
 
 def close() -> None:

@@ -1,8 +1,8 @@
 """Idempotency-Key: a POST that is sent again gets the answer of the first one.
 
 The row of a response has the key from before anything is generated, and the database sees to it
-that no two have the same. A key becomes free again if its response could not be begun, or its turn never
-came, or if its client left and so took the answer along: it could only have been cancelled.
+that no two have the same. A key becomes free again if its response could not be begun, or if its
+turn never came, or if its client left and took the answer along: it could only be cancelled then.
 """
 
 import hashlib

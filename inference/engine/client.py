@@ -48,6 +48,17 @@ class Backlog(NamedTuple):
     wait_s: int = 0
 
 
+class Place:
+    """Room for a request that is being prepared; to be left when it is queued, or given up."""
+
+    def __init__(self, engine: "EngineClient", owner: str) -> None:
+        self.owner, self._engine = owner, engine
+        engine._places.add(self)
+
+    def leave(self) -> None:
+        self._engine._places.discard(self)
+
+
 class Generation:
     """The caller's end of a sequence. Use `async with`: leaving the block aborts what is left.
 
@@ -141,7 +152,9 @@ class EngineClient:
 
     def __init__(self, limits: QueueLimits) -> None:
         self.status, self.stats, self.limits = EngineStatus(), EngineStats(), limits
+        self.is_draining = False  # set to take no more requests; what is here goes on
         self._generations: dict[str, Generation] = {}
+        self._places: set[Place] = set()
         self._ends: deque[float] = deque(maxlen=64)  # of requests, since the engine was idle
         self._model: ModelInfo | None = None
 
@@ -156,8 +169,13 @@ class EngineClient:
     def backlog(self) -> Backlog:
         """Of those requests that are known here."""
         queued = self._queued()
-        num_tokens = sum(len(generation.request.prompt_token_ids) for generation in queued)
+        num_tokens = sum(len(request.prompt_token_ids) for request in queued)
         return Backlog(len(self._generations), num_tokens, self._wait_s(len(queued)))
+
+    def admit(self, owner: str = "") -> Place:
+        """A place for a request. Raises what `check_capacity` raises."""
+        self.check_capacity(1, owner)
+        return Place(self, owner)
 
     def check_capacity(self, num_requests: int = 1, owner: str = "") -> None:
         """Raise EngineNotReady or EngineOverloaded; cheap enough to ask before tokenizing.
@@ -166,17 +184,22 @@ class EngineClient:
         """
         _ = self.model
         num_unfinished, num_queued_tokens, wait_s = self.backlog
+        num_unfinished += len(self._places) + num_requests
         is_full = (
-            num_unfinished + num_requests > self.limits.num_unfinished
+            num_unfinished > self.limits.num_unfinished
             or num_queued_tokens >= self.limits.num_queued_tokens
         )
-        if is_full and not (owner and all(g.request.owner != owner for g in self._queued())):
+        if is_full and not (owner and self._waits_for_nothing(owner)):
             message = "The server's queue is full. Please try again later."
             raise EngineOverloaded(message, wait_s)
 
-    def _queued(self) -> list[Generation]:
+    def _waits_for_nothing(self, owner: str) -> bool:
+        waiting = {request.owner for request in self._queued()}
+        return owner not in waiting | {place.owner for place in list(self._places)}
+
+    def _queued(self) -> list[Request]:
         generations = list(self._generations.values())  # at once: other threads change it
-        return [generation for generation in generations if generation.is_queued]
+        return [generation.request for generation in generations if generation.is_queued]
 
     def _wait_s(self, num_queued: int) -> int:
         """As long as so many took; where none has ended, as long again as all have been waiting."""

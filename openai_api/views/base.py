@@ -44,6 +44,8 @@ class AsyncAPIView(APIView):
         except Exception as exc:
             self.record.abort_answers()
             response = self.handle_exception(exc)
+        finally:
+            self.record.leave_place()
         response = self.finalize_response(request, response, *args, **kwargs)
         self._add_headers(response)
         if not isinstance(response, EventStream):

@@ -2,12 +2,11 @@
 
 from rest_framework.response import Response
 
-from inference import service
 from inference.request import ModelInfo
 from openai_api import idempotency
 from openai_api.answers import Answer, Choice
 from openai_api.limits import estimate
-from openai_api.prompts import check_model, check_prompt, owned, owner_name
+from openai_api.prompts import check_model, check_prompt, owned
 from openai_api.protocol.sse import data
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.tools import NO_TOOLS, ToolUse
@@ -21,7 +20,7 @@ class GenerateView(AsyncAPIView):
 
     async def read_body(self) -> tuple[dict, ModelInfo]:
         """The checked body and the model it names; whether there is room is asked first."""
-        self._check_capacity()
+        self.record.take_place(self.owner)
         await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
         self.record.describe(body)
@@ -35,10 +34,7 @@ class GenerateView(AsyncAPIView):
         Who sends something again may have been answered already.
         """
         if request.method == "POST" and idempotency.HEADER not in request.headers:
-            self._check_capacity()
-
-    def _check_capacity(self) -> None:
-        service.check_capacity(owner=owner_name(self.owner))
+            self.record.take_place(self.owner)
 
     def queue(
         self,
@@ -52,6 +48,7 @@ class GenerateView(AsyncAPIView):
         """All of the choices, or none: raises what the checks of prompt and capacity raise."""
         for choice in {c.prompt_index: c for c in choices}.values():
             check_prompt(self.engine, choice.prompt_token_ids, param, choice.params.max_tokens)
+        self.record.leave_place()
         self.engine.check_capacity(len(choices), body["owner"])
         self.record.lease.reserve(estimate(choices, self.engine.model.max_model_len))
         answers = [Answer(self.engine, choice, body, chat=chat, use=use) for choice in choices]

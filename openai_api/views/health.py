@@ -1,12 +1,11 @@
 """Whether the process lives, and whether it can answer. Without checks, rows or waiting."""
 
-from contextlib import suppress
 from dataclasses import asdict
 
 from django.http import HttpRequest, JsonResponse
 
 from inference import service
-from inference.errors import EngineNotReady, EngineOverloaded
+from inference.errors import EngineNotReady
 from openai_api.errors import as_api_error, error_body
 
 
@@ -20,9 +19,7 @@ async def live(request: HttpRequest) -> JsonResponse:
 async def ready(request: HttpRequest) -> JsonResponse:
     """GET /health/ready: 503 with the reason unless new requests are taken."""
     try:
-        with suppress(EngineOverloaded):  # which passes sooner than a balancer would notice
-            service.check_capacity()
-        model = service.get_engine().model
+        model = service.check_ready()
     except EngineNotReady as exc:
         error = as_api_error(exc)
         return JsonResponse(

@@ -43,6 +43,7 @@ class CompactView(GenerateView):
         check_calls(items)
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")
+        self.record.leave_place()
         compaction, answer = await summarise(self.engine, body, items)
         self.record.expect([answer])
         return Response(

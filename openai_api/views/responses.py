@@ -32,9 +32,9 @@ class ResponsesView(GenerateView):
         prepared = replace(await prepare(model, body, self.owner), lease=self.record.lease)
         self.record.summaries = prepared.summaries
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
-        self.engine.check_capacity(owner=body["owner"])
         prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id
+        self.record.leave_place()
         if body["background"]:
             return await self._background(prepared, body, key)
         async with idempotency.claimed(prepared.row, key):
