@@ -141,7 +141,7 @@ class EngineCore:
         for seq in [seq for seq in self.scheduler.waiting if seq.waits_too_long]:
             self._forget(seq)
             waited_s = round(seq.age_s)
-            message = f"The server is busy: your request has waited {waited_s} seconds in vain."
+            message = f"The server is busy: your request has waited {waited_s} s in vain."
             self._refused.append((seq.request.request_id, QueueTimeout(message, waited_s)))
 
     def _run(self, batch: Batch) -> list[Output]:

@@ -48,7 +48,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     noise_key: int = field(init=False)
-    arrived_at: float = field(default_factory=time.monotonic)
+    arrived_at: float = field(init=False)
     turn: int = 0  # set by the scheduler, as are the next two
     arrival: int = 0
     awaited_block: bytes | None = None  # digest of a block that another sequence will compute
@@ -62,6 +62,7 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.generated_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.noise_key = self._noise_key()
+        self.arrived_at = time.monotonic()
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
         if self.request.constraint is not None:
