@@ -114,6 +114,16 @@ class TestAFullQueue:
         assert 1 <= int(refused.headers["retry-after"]) <= 120
         assert not await RequestLog.objects.aexists()
 
+    async def test_a_refusal_costs_less_than_5_ms(self, engine, transactional_db):
+        engine.limits = QueueLimits(0)
+        path, costs_s = "/v1/chat/completions", []
+        for _ in range(30):
+            began_at = time.thread_time()
+            async with exchange(path, BODIES[path]) as answer:
+                assert await answer.status() == 429
+            costs_s.append(time.thread_time() - began_at)
+        assert sorted(costs_s)[-3] < 0.005
+
     async def test_holds_what_it_says_whoever_comes_at_the_same_time(self, http, engine):
         engine.limits = QueueLimits(3)
         path, sent = "/v1/responses", BODIES["/v1/responses"] | SHORT["/v1/responses"]
