@@ -17,7 +17,7 @@ from django.conf import settings
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.address import listening
-from inference.engine.client import EngineClient, Generation, Place, QueueLimits
+from inference.engine.client import EngineClient, Place, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
@@ -29,22 +29,6 @@ from inference.text.grammar import compiler_of
 if TYPE_CHECKING:
     from inference.model.loader import LoadedModel
     from inference.model.runner import ModelRunner, SequentialRunner
-
-__all__ = [
-    "EngineClient",
-    "Generation",
-    "Place",
-    "State",
-    "admit",
-    "check_ready",
-    "close",
-    "drain",
-    "get_engine",
-    "install",
-    "serve",
-    "start",
-    "state",
-]
 
 logger = logging.getLogger(__name__)
 
