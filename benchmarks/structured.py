@@ -17,7 +17,7 @@ from benchmarks.figures import spread
 from benchmarks.server import checkpoint
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_PATH
-from inference.engine.client import EngineClient
+from inference.engine.client import EngineClient, QueueLimits
 from inference.engine.thread import ThreadEngine
 from inference.request import Constraint, Request, SamplingParams
 from inference.service import load_core
@@ -79,7 +79,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     config = EngineConfig(model=checkpoint(args.model), max_model_len=args.tokens + 64)
-    engine = ThreadEngine(lambda report: load_core(config, report), max_num_unfinished=64)
+    engine = ThreadEngine(lambda report: load_core(config, report), QueueLimits(64))
     while engine.status.state == "loading":
         await asyncio.sleep(0.05)
     began = time.perf_counter()

@@ -66,6 +66,11 @@ class EngineConfig:
     max_num_queued_reqs: int = setting(
         256, "Requests that may wait for a place; more are refused with 429.", minimum=1
     )
+    max_num_queued_tokens: int = setting(
+        1_000_000,
+        "With so many tokens of prompts waiting to be answered, more are refused with 429.",
+        minimum=1,
+    )
     kv_cache_memory: int | None = setting(
         None,
         "Bytes of KV cache (2GiB, 512MiB, ...); sized from free memory by default.",

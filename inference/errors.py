@@ -4,6 +4,7 @@ EngineError
     ModelLoadError        the model cannot be served: missing, unsupported, too large
     EngineNotReady        the model is still loading, or the engine is shutting down
     EngineOverloaded      the waiting queue is full
+        QueueTimeout      the request has waited too long for its turn
     EngineFailed          a step raised; the request is lost, the cause is in the log
         ConstraintFailed  the answer left its grammar, or the grammar its limits
     PromptTooLong         prompt and reserved output do not fit into the context
@@ -21,19 +22,23 @@ class ModelLoadError(EngineError):
 
 
 class EngineNotReady(EngineError):
-    """No model is ready to answer. `retry_after_s` is a guess, in whole seconds."""
+    """No model is ready to answer. `retry_after_s` is a guess, in seconds."""
 
-    def __init__(self, message: str, retry_after_s: int = 2) -> None:
+    def __init__(self, message: str, retry_after_s: float = 2) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
 class EngineOverloaded(EngineError):
-    """The waiting queue is full. `retry_after_s` is a guess, in whole seconds."""
+    """The waiting queue is full. `retry_after_s` is a guess, in seconds."""
 
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, retry_after_s: float = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueTimeout(EngineOverloaded):
+    """The request has waited too long for its turn; nothing of it was computed."""
 
 
 class EngineFailed(EngineError):

@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out: token ids on both sides."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,8 +68,10 @@ class Constraint(Protocol):
 class Request:
     """One prompt to be continued. Requests with different `cache_salt` never share cache blocks.
 
-    The lowest `priority` goes first, and is preempted last. `generated_token_ids` is what an
-    earlier attempt at the same request had answered: the answer goes on after it.
+    The lowest `priority` goes first, and is preempted last; within one, owners take turns.
+    `generated_token_ids` is what an earlier attempt at the same request had answered: the answer
+    goes on after it. After `queue_timeout_s` in the queue it fails, and `timeout_s` after its
+    arrival its answer is cut.
     """
 
     request_id: str
@@ -78,11 +81,15 @@ class Request:
     priority: int = 0
     constraint: Constraint | None = None
     generated_token_ids: tuple[int, ...] = ()
+    owner: str = ""
+    queue_timeout_s: float = math.inf
+    timeout_s: float = math.inf
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TIMEOUT = "timeout"
     ABORT = "abort"
 
 

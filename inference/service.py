@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,12 @@ from django.conf import settings
 from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.address import listening
-from inference.engine.client import EngineClient, Generation
+from inference.engine.client import EngineClient, Place, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
 from inference.engine.thread import Report, ThreadEngine
-from inference.errors import ModelLoadError
+from inference.errors import EngineNotReady, ModelLoadError
 from inference.request import Constraint, ModelInfo
 from inference.text.grammar import compiler_of
 
@@ -29,12 +30,46 @@ if TYPE_CHECKING:
     from inference.model.loader import LoadedModel
     from inference.model.runner import ModelRunner, SequentialRunner
 
-__all__ = ["EngineClient", "Generation", "close", "get_engine", "install", "serve", "start"]
-
 logger = logging.getLogger(__name__)
 
 _engine: EngineClient | None = None
 _lock = threading.Lock()
+
+
+class State(StrEnum):
+    """Whether this process takes new requests: only where it is ready."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"  # what was begun goes on to its end
+    BROKEN = "broken"  # the engine answers nobody; it may come back
+
+
+def state() -> State:
+    """The one place that decides it, for readiness, views and sockets."""
+    engine = get_engine()
+    if engine.is_draining:
+        return State.DRAINING
+    is_known = engine.status.state in ("loading", "ready")
+    return State(engine.status.state) if is_known else State.BROKEN
+
+
+def drain() -> None:
+    """Take no new requests from now on; those that were admitted go on. From any thread."""
+    get_engine().is_draining = True
+
+
+def check_ready() -> ModelInfo:
+    """The model, if new requests are taken. Raises EngineNotReady."""
+    if state() is State.DRAINING:
+        raise EngineNotReady("The server is shutting down.", retry_after_s=10)
+    return get_engine().model
+
+
+def admit(owner: str = "") -> Place:
+    """Room in the queue for a new request. Raises EngineNotReady or EngineOverloaded."""
+    check_ready()
+    return get_engine().admit(owner)
 
 
 def start(on_failure: Callable[[BaseException], None] = lambda exc: None) -> EngineClient:
@@ -98,7 +133,7 @@ def _in_thread(
 ) -> ThreadEngine:
     return ThreadEngine(
         lambda report: load_core(config, report),
-        max_num_unfinished=config.max_num_seqs + config.max_num_queued_reqs,
+        QueueLimits(config.max_num_seqs + config.max_num_queued_reqs, config.max_num_queued_tokens),
         on_failure=on_failure,
     )
 

@@ -1,11 +1,14 @@
 """Deltas to segments: the one place where tokens become what the caller sees."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
+
+from django.conf import settings
 
 from inference.request import (
     Constraint,
@@ -32,6 +35,9 @@ class Choice:
     params: SamplingParams
     prompt_index: int = 0
     constraint: Constraint | None = None
+
+
+ENDINGS = {FinishReason.LENGTH: ("length", None), FinishReason.TIMEOUT: ("length", "timeout")}
 
 
 class Token(NamedTuple):
@@ -186,6 +192,10 @@ class Answer:
                 if self.finish_reason:
                     return
 
+    async def begun(self) -> None:
+        """Wait for the first token; raises what came instead."""
+        await self._generation.begun()
+
     def abort(self) -> None:
         """End an answer that nobody will iterate."""
         self.is_over = True
@@ -221,7 +231,7 @@ class Answer:
         """How it ended by itself; the flushed text may still have completed a stop string."""
         if self._stop.matched is not None:
             return "stop", self._stop.matched
-        return ("length" if delta.finish_reason is FinishReason.LENGTH else "stop"), None
+        return ENDINGS.get(delta.finish_reason, ("stop", None))
 
     def _count(self, logprob: TokenLogprob | None) -> None:
         self.usage.num_output_tokens += 1
@@ -278,7 +288,18 @@ def _request(choice: Choice, body: dict, generated: Sequence[int]) -> Request:
         priority=body["priority"],
         constraint=choice.constraint,
         generated_token_ids=tuple(generated),
+        owner=body["owner"],
+        **({} if body.get("background") else timeouts()),
     )
+
+
+def timeouts() -> dict[str, float]:
+    """What the settings grant a request for which somebody waits."""
+    api = settings.API
+    return {
+        "queue_timeout_s": api.queue_timeout_s or math.inf,
+        "timeout_s": api.total_timeout_s or math.inf,
+    }
 
 
 async def interleave(answers: list[Answer]) -> AsyncIterator[tuple[int, Segment | None]]:

@@ -19,7 +19,7 @@ from openai_api.database import read, write, write_later
 from openai_api.errors import as_api_error
 from openai_api.history import charge
 from openai_api.limits import Lease
-from openai_api.prompts import salted
+from openai_api.prompts import owned
 from openai_api.response_requests import Prepared, prepare
 from openai_api.runs import Run, failure
 from openai_api.serializers.fields import validated
@@ -114,7 +114,7 @@ async def _resume(response_id: str, owner: int | None) -> None:
     """Go on after the last event that was kept."""
     row = await read(rows.find, response_id, owner)
     past, token_ids = await read(rows.past_of, response_id)
-    body = salted(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
+    body = owned(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
     context = await read(rows.context_of, row)
     prepared = await prepare(get_engine().model, body, owner, context)
     while True:

@@ -37,6 +37,18 @@ class ApiConfig:
     ping_interval_s: float = setting(
         15.0, "Seconds of silence after which a stream sends a comment.", minimum=0.05
     )
+    queue_timeout_s: float = setting(
+        120.0,
+        "Seconds that a request may wait for its turn before it fails with 429; 0 for any time. "
+        "Background responses wait as long as it takes.",
+        minimum=0,
+    )
+    total_timeout_s: float = setting(
+        600.0,
+        "Seconds after which an answer is cut, as if its limit of tokens were reached; 0 for "
+        "never. Background responses have as long as it takes.",
+        minimum=0,
+    )
     retention_days: int | None = setting(
         None,
         "Days after which responses, chats, conversations and history are deleted; never by "

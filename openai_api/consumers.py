@@ -15,7 +15,7 @@ from autobahn.exception import Disconnected
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
-from inference.service import get_engine
+from inference import service
 from openai_api import keys
 from openai_api.errors import (
     InvalidRequest,
@@ -29,7 +29,7 @@ from openai_api.history import Outcome, Record
 from openai_api.limits import estimate
 from openai_api.models import ApiKey
 from openai_api.policies.parsers import load_json
-from openai_api.prompts import check_model, check_prompt, salted
+from openai_api.prompts import check_model, check_prompt, owned
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
 from openai_api.response_requests import Prepared, prepare
@@ -191,6 +191,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                 await self._turn_away()
         finally:
             lane.run = None
+            record.leave_place()
             record.abort_answers()
             if outcome == Outcome.CANCELLED:
                 record.close_later(outcome)
@@ -198,12 +199,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
                 await record.close(outcome, status)
 
     async def _create(self, lane: Lane, message: dict, record: Record, key: ApiKey | None) -> None:
+        record.take_place(key and key.pk)
         generate = message.get("generate")
         warm_up = generate is not None and not check_type("generate", generate, bool)
         owner = key and key.pk
-        body = salted(_body_of(message), owner)
+        body = owned(_body_of(message), owner)
         record.describe(body)
-        engine = get_engine()
+        engine = service.get_engine()
         check_model(engine.model, body["model"], key)
         await record.admit()
         prepared = await prepare(engine.model, body, owner, self._remembered(body))
@@ -213,6 +215,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
         record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))
+        record.leave_place()
         answer = prepared.answer(engine)
         record.expect([answer])
         record.row.response_id = prepared.row.id

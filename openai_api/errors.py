@@ -11,6 +11,8 @@ ApiError                        500
         ConversationLocked      409  of a passing condition alone: clients try again by themselves
         BodyTooLarge            413
     Overloaded                  429
+        QueueFull               429
+            QueueTimedOut       429
     LimitReached                429  of the caller's key
         QuotaExceeded           429
     Unavailable                 503  loading, or shutting down
@@ -108,6 +110,14 @@ class Overloaded(ApiError):
     code = "rate_limit_exceeded"
 
 
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class QueueTimedOut(QueueFull):
+    code = "queue_timeout"
+
+
 class LimitReached(ApiError):
     """A key's limit; without `wait_s` waiting does not help, and clients are told not to retry."""
 
@@ -148,7 +158,8 @@ TRANSLATIONS: dict[type[Exception], type[ApiError]] = {
     inference_errors.PromptTooLong: ContextTooLong,
     inference_errors.InvalidPrompt: InvalidRequest,
     inference_errors.InvalidGrammar: InvalidRequest,
-    inference_errors.EngineOverloaded: Overloaded,
+    inference_errors.EngineOverloaded: QueueFull,
+    inference_errors.QueueTimeout: QueueTimedOut,
     inference_errors.EngineNotReady: Unavailable,
     inference_errors.EngineFailed: ServerError,
     inference_errors.ConstraintFailed: ServerError,

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 from django.db import transaction
 
+from inference import service
 from openai_api import keys, limits, usage
 from openai_api.answers import Answer, Usage, sum_of, total_usage
 from openai_api.database import write, write_later
 from openai_api.limits import Lease
 from openai_api.models import ApiKey, RequestLog
+from openai_api.prompts import owner_name
 
 logger = logging.getLogger("openai_api.request")
 
@@ -33,6 +35,7 @@ class Record:
         self.summaries: list[Answer] = []  # which the model wrote for itself, before it answered
         self.lease, self._is_admitted = Lease(), False
         self._started = time.monotonic()
+        self._place: service.Place | None = None
         self._is_kept = self._closed = False
 
     async def open(self, key: ApiKey | None) -> None:
@@ -56,6 +59,16 @@ class Record:
         """What was queued for a request that will not be answered."""
         for answer in self.answers:
             answer.abort()
+
+    def take_place(self, owner: int | None) -> None:
+        """Make sure that there is room for it in the queue. Raises what the engine raises."""
+        if self._place is None:
+            self._place = service.admit(owner_name(owner))
+
+    def leave_place(self) -> None:
+        """It is about to be queued, or will never be."""
+        if self._place is not None:
+            self._place.leave()
 
     async def admit(self) -> None:
         """Count it against its key's limits, once. Raises LimitReached."""

@@ -2,7 +2,7 @@
 
 The row of a response has the key from before anything is generated, and the database sees to it
 that no two have the same. A key becomes free again if its response could not be begun, or if its
-client left and so took the answer along: it could only have been cancelled.
+turn never came, or if its client left and took the answer along: it could only be cancelled then.
 """
 
 import hashlib
@@ -19,7 +19,14 @@ from inference.errors import EngineError
 from openai_api import background, conversations, runs
 from openai_api import response_rows as rows
 from openai_api.database import write, write_later
-from openai_api.errors import ApiError, InvalidRequest, NotFound, Unavailable
+from openai_api.errors import (
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    QueueTimedOut,
+    Unavailable,
+)
 from openai_api.models import StoredResponse
 from openai_api.protocol.sse import named_event
 from openai_api.response_requests import Prepared
@@ -74,7 +81,8 @@ def find(key: Key) -> StoredResponse | None:
     row = StoredResponse.objects.filter(key=key.owner, idempotency_key=key.value).first()
     if row is None:
         return None
-    if row.status == row.Status.CANCELLED and not row.background:
+    has_left = row.status == row.Status.CANCELLED and not row.background
+    if has_left or (row.error and row.error["code"] in (QueueFull.code, QueueTimedOut.code)):
         StoredResponse.objects.filter(pk=row.pk).update(idempotency_key=None)
         return None
     if row.body_digest != key.digest:

@@ -31,14 +31,20 @@ def served_names(model: ModelInfo) -> tuple[str, ...]:
     return settings.API.served_model_name or (model.name,)
 
 
-def salted(body: dict, owner: int | None) -> dict:
-    """The body with a salt that no other key has: a prefix found in the cache tells what was said.
+def owned(body: dict, owner: int | None) -> dict:
+    """The body with its owner, for whose turn it is, and with a salt that no other key has.
 
-    How long the first token takes would tell other keys, too.
+    A prefix found in the cache tells what was said, and so does how long the first token takes.
     """
+    body = body | {"owner": owner_name(owner)}
     if settings.API.prefix_cache_scope == "global":
         return body
     return body | {"cache_salt": f"{owner or 'nobody'}:{body['cache_salt']}"}
+
+
+def owner_name(owner: int | None) -> str:
+    """As the engine knows it; without keys all are one, and nobody."""
+    return "" if owner is None else str(owner)
 
 
 def allowed_names(model: ModelInfo, key: ApiKey | None) -> tuple[str, ...]:

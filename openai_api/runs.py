@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
+from inference.errors import EngineOverloaded
 from openai_api import conversations
 from openai_api import response_rows as rows
 from openai_api.answers import Answer, Segment
@@ -66,6 +67,7 @@ class Run:
         self._is_open = not row._state.adding
         self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self.is_done = self._is_cancelled = False
+        self.refusal: EngineOverloaded | None = None  # why nothing of it was generated
 
     @property
     def resource(self) -> dict:
@@ -90,7 +92,7 @@ class Run:
                 self.answer.abort()
                 self._end([])
                 raise
-            final = CANCELLED if self._is_cancelled else failure(as_api_error(exc))
+            final = CANCELLED if self._is_cancelled else self._failure(exc)
         finally:
             if was_left:  # nobody waits for it, and nothing may be waited for
                 self.answer.abort()
@@ -129,6 +131,11 @@ class Run:
                 conversations.end(self.row, resource)
 
         return last, finish
+
+    def _failure(self, exc: Exception) -> dict:
+        if isinstance(exc, EngineOverloaded):
+            self.refusal = exc
+        return failure(as_api_error(exc))
 
     def _failed(self, number: int, exc: Exception) -> Event:
         self.resource.update(failure(as_api_error(exc)), completed_at=None)

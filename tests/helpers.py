@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from inference.engine.client import EngineClient
+from inference.engine.client import EngineClient, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.thread import ThreadEngine
 from inference.model.inputs import ModelInputs
@@ -124,7 +124,7 @@ def scripted_engine(
         created=1764000000,
     )
     core = EngineCore(ScriptedRunner(tokenizer, script, before_step), limits)
-    engine = ThreadEngine(lambda report: (core, info), max_num_unfinished=64)
+    engine = ThreadEngine(lambda report: (core, info), QueueLimits(64))
     while engine.status.state == "loading":
         time.sleep(0.001)
     return engine

@@ -10,6 +10,7 @@ import pytest
 
 from inference import service
 from inference.config import EngineConfig
+from inference.engine.client import QueueLimits
 from inference.engine.thread import ThreadEngine
 from tests.helpers import free_port, in_process_client
 from tests.test_serve import MANAGE, SMALL, Process, needs_demo_model, running
@@ -94,7 +95,7 @@ def test_a_server_outlives_its_engine(
 async def in_process_answer() -> str:
     """What the same model says without any process or socket between."""
     config = EngineConfig(kv_cache_memory=2**24, max_model_len=1024)
-    engine = ThreadEngine(lambda report: service.load_core(config, report), max_num_unfinished=1)
+    engine = ThreadEngine(lambda report: service.load_core(config, report), QueueLimits(1))
     service.install(engine)
     try:
         while engine.status.state == "loading":

@@ -1,10 +1,12 @@
 """The engine as the rest of the server sees it: requests in, async streams of deltas out."""
 
 import asyncio
-from collections import defaultdict
+import math
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from inference.engine.core import EngineStats, Output
 from inference.errors import (
@@ -22,10 +24,39 @@ OnArrival = Callable[["Generation"], None]
 
 @dataclass(slots=True)
 class EngineStatus:
-    """Where the engine is: loading, ready, failed or stopped, and what it does while loading."""
+    """Where the engine is, and a line on why, for those who are told that it is not ready.
+
+    `state` is loading (again, perhaps), ready, broken (it may come back), failed or stopped.
+    """
 
     state: str = "loading"
     stage: str = "starting"
+
+
+class QueueLimits(NamedTuple):
+    """How much there may be for an engine to do; beyond that requests are refused."""
+
+    num_unfinished: int = 0  # requests, waiting and running
+    num_queued_tokens: int = 10**9  # of prompts whose answers have not begun
+
+
+class Backlog(NamedTuple):
+    """How much there is to do, and how long what waits will take: a guess, in whole seconds."""
+
+    num_unfinished: int = 0
+    num_queued_tokens: int = 0
+    wait_s: int = 0
+
+
+class Place:
+    """Room for a request that is being prepared; to be left when it is queued, or given up."""
+
+    def __init__(self, engine: "EngineClient", owner: str) -> None:
+        self.owner, self._engine = owner, engine
+        engine._places.add(self)
+
+    def leave(self) -> None:
+        self._engine._places.discard(self)
 
 
 class Generation:
@@ -45,6 +76,7 @@ class Generation:
         self._delta: Delta | None = None
         self._error: EngineError | None = None
         self._ended = False
+        self.is_queued = True  # until the engine has something to say to it
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,6 +103,12 @@ class Generation:
             raise StopAsyncIteration
         await self._arrived.wait()
         return self.take()
+
+    async def begun(self) -> None:
+        """Wait for the first delta, which stays to be taken. Raises what came instead."""
+        await self._arrived.wait()
+        if self._delta is None and self._error is not None:
+            raise self._error
 
     @property
     def has_arrived(self) -> bool:
@@ -112,10 +150,12 @@ class EngineClient:
     brought: that reaches every event loop in one wake-up.
     """
 
-    def __init__(self, *, max_num_unfinished: int = 0) -> None:
-        self.status, self.stats = EngineStatus(), EngineStats()
-        self._max_num_unfinished = max_num_unfinished
+    def __init__(self, limits: QueueLimits) -> None:
+        self.status, self.stats, self.limits = EngineStatus(), EngineStats(), limits
+        self.is_draining = False  # set to take no more requests; what is here goes on
         self._generations: dict[str, Generation] = {}
+        self._places: set[Place] = set()
+        self._ends: deque[float] = deque(maxlen=64)  # of requests, since the engine was idle
         self._model: ModelInfo | None = None
 
     @property
@@ -126,20 +166,47 @@ class EngineClient:
         return self._model
 
     @property
-    def num_unfinished(self) -> int:
-        """Requests, waiting and running."""
-        return len(self._generations)
+    def backlog(self) -> Backlog:
+        """Of those requests that are known here."""
+        queued = self._queued()
+        num_tokens = sum(len(request.prompt_token_ids) for request in queued)
+        return Backlog(len(self._generations), num_tokens, self._wait_s(len(queued)))
 
-    @property
-    def max_num_unfinished(self) -> int:
-        """How many there may be; more are refused."""
-        return self._max_num_unfinished
+    def admit(self, owner: str = "") -> Place:
+        """A place for a request. Raises what `check_capacity` raises."""
+        self.check_capacity(1, owner)
+        return Place(self, owner)
 
-    def check_capacity(self, num_requests: int = 1) -> None:
-        """Raise EngineNotReady or EngineOverloaded; cheap enough to ask before tokenizing."""
+    def check_capacity(self, num_requests: int = 1, owner: str = "") -> None:
+        """Raise EngineNotReady or EngineOverloaded; cheap enough to ask before tokenizing.
+
+        An owner of whom nothing waits is always let in, so that nobody can fill the queue for all.
+        """
         _ = self.model
-        if self.num_unfinished + num_requests > self._max_num_unfinished:
-            raise EngineOverloaded("The server's queue is full. Please try again later.")
+        num_unfinished, num_queued_tokens, wait_s = self.backlog
+        num_unfinished += len(self._places) + num_requests
+        is_full = (
+            num_unfinished > self.limits.num_unfinished
+            or num_queued_tokens >= self.limits.num_queued_tokens
+        )
+        if is_full and not (owner and self._waits_for_nothing(owner)):
+            message = "The server's queue is full. Please try again later."
+            raise EngineOverloaded(message, wait_s)
+
+    def _waits_for_nothing(self, owner: str) -> bool:
+        waiting = {request.owner for request in self._queued()}
+        return owner not in waiting | {place.owner for place in list(self._places)}
+
+    def _queued(self) -> list[Request]:
+        generations = list(self._generations.values())  # at once: other threads change it
+        return [generation.request for generation in generations if generation.is_queued]
+
+    def _wait_s(self, num_queued: int) -> int:
+        """As long as so many took; where none has ended, as long again as all have been waiting."""
+        if not (num_queued and (ends := list(self._ends))):
+            return 0
+        elapsed_s, num_ended = time.monotonic() - ends[0], len(ends) - 1
+        return math.ceil(elapsed_s * num_queued / num_ended if num_ended else elapsed_s)
 
     def check_prompt(self, token_ids: list[int], max_tokens: int | None = None) -> None:
         """Raise InvalidPrompt or PromptTooLong if the model cannot continue these tokens."""
@@ -156,10 +223,13 @@ class EngineClient:
 
     def generate(self, request: Request, on_arrival: OnArrival | None = None) -> Generation:
         """Queue a request. Raises what the two checks raise."""
-        self.check_capacity()
+        self.check_capacity(owner=request.owner)
         token_ids = [*request.prompt_token_ids, *request.generated_token_ids]
         self.check_prompt(token_ids, request.params.max_tokens)
         generation = Generation(self, request, on_arrival)
+        if not self._generations:
+            self._ends.clear()
+            self._ends.append(time.monotonic())
         self._generations[request.request_id] = generation
         self._submit(request)
         if self.status.state != "ready":  # it has stopped just now, perhaps without seeing this
@@ -169,7 +239,7 @@ class EngineClient:
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free before the next step. Callable from any thread."""
-        if self._generations.pop(request_id, None) is not None:
+        if self._forget(request_id):
             self._withdraw(request_id)
 
     def close(self, timeout_s: float = 10) -> None:
@@ -182,6 +252,12 @@ class EngineClient:
     def _withdraw(self, request_id: str) -> None:
         raise NotImplementedError
 
+    def _forget(self, request_id: str) -> bool:
+        if self._generations.pop(request_id, None) is None:
+            return False
+        self._ends.append(time.monotonic())
+        return True
+
     def _publish(self, outputs: list[Output]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta | EngineError]]]
         by_loop = defaultdict(list)
@@ -189,8 +265,9 @@ class EngineClient:
             if (generation := self._generations.get(request_id)) is None:
                 continue  # aborted while the step ran
             by_loop[generation.loop].append((generation, item))
+            generation.is_queued = False
             if isinstance(item, EngineError) or item.finish_reason:
-                self._generations.pop(request_id, None)
+                self._forget(request_id)
         for loop, items in by_loop.items():
             self._wake(loop, items)
 

@@ -13,7 +13,7 @@ from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
-from inference.errors import ConstraintFailed, EngineError, EngineFailed
+from inference.errors import ConstraintFailed, EngineError, EngineFailed, QueueTimeout
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request
@@ -112,6 +112,7 @@ class EngineCore:
         A run that raises is tried again in halves: it costs the sequence that cannot be computed,
         or nobody, if there was only too little memory for all at once.
         """
+        self._refuse_late()
         refused, self._refused = self._refused, []
         batch = self.scheduler.schedule()
         return refused + self._run(batch) if batch else refused
@@ -135,6 +136,13 @@ class EngineCore:
             num_draft_tokens=scheduler.proposer.num_draft_tokens,
             num_accepted_tokens=scheduler.proposer.num_accepted_tokens,
         )
+
+    def _refuse_late(self) -> None:
+        for seq in [seq for seq in self.scheduler.waiting if seq.waits_too_long]:
+            self._forget(seq)
+            waited_s = round(seq.age_s)
+            message = f"The server is busy: your request has waited {waited_s} s in vain."
+            self._refused.append((seq.request.request_id, QueueTimeout(message, waited_s)))
 
     def _run(self, batch: Batch) -> list[Output]:
         try:

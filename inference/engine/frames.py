@@ -2,8 +2,8 @@
 
     hello    both, first  version of the program, PROTOCOL
     model    server       facts of the model, once it is loaded; again to each new client
-    update   server       state, stage, number of unfinished requests of all clients, stats,
-                          outputs; at most one for each step and client
+    update   server       state, stage, backlog of all clients, stats, outputs; at most one for
+                          each step and client
     add      client       facts of a request
     abort    client       request id
 
@@ -22,7 +22,7 @@ import msgpack
 
 from inference import errors
 from inference.engine.core import Output
-from inference.errors import EngineError, EngineFailed
+from inference.errors import EngineError, EngineFailed, EngineOverloaded
 from inference.request import (
     Constraint,
     Delta,
@@ -33,7 +33,7 @@ from inference.request import (
     TokenLogprob,
 )
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 * 2**20
 _LENGTH = struct.Struct(">I")
 _ERRORS = {
@@ -126,16 +126,17 @@ def model_of(facts: dict[str, Any], tokenizer: Any) -> ModelInfo:
 
 
 def output_facts(request_id: str, item: Delta | EngineError) -> tuple[Any, ...]:
-    """A delta's fields in their order; of an error its name and its text."""
+    """A delta's fields in their order; of an error its name, and its text and when to retry."""
     if isinstance(item, EngineError):
-        return request_id, type(item).__name__, str(item)
+        again = (item.retry_after_s,) if isinstance(item, EngineOverloaded) else ()
+        return request_id, type(item).__name__, (str(item), *again)
     return request_id, *facts_of(item).values()
 
 
 def output_of(request_id: str, *values: Any) -> Output:
     if len(values) == 2:
-        name, text = values
-        return request_id, _ERRORS.get(name, EngineFailed)(text)
+        name, arguments = values
+        return request_id, _ERRORS.get(name, EngineFailed)(*arguments)
     token_ids, logprobs, reason, stop_token_id, num_cached_tokens, prompt_logprobs = values
     return request_id, Delta(
         list(token_ids),

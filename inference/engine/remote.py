@@ -10,7 +10,7 @@ from typing import Any
 
 from inference.engine import frames
 from inference.engine.address import AddressRefused, check_folder
-from inference.engine.client import EngineClient
+from inference.engine.client import Backlog, EngineClient, QueueLimits
 from inference.engine.core import EngineStats
 from inference.errors import EngineFailed, InvalidPrompt, ModelLoadError
 from inference.request import Request
@@ -28,11 +28,11 @@ class SocketEngine(EngineClient):
     """
 
     def __init__(self, address: Path, load_tokenizer: LoadTokenizer, version: str) -> None:
-        super().__init__()
+        super().__init__(QueueLimits())  # until it is told others
         self._address, self._load_tokenizer, self._version = address, load_tokenizer, version
         self._writer: asyncio.StreamWriter | None = None
         self._retry_s, self._reason = FIRST_RETRY_S, ""
-        self._num_shared = 0
+        self._shared = Backlog()
         self._loop = asyncio.new_event_loop()
         self._session = self._loop.create_task(self._stay_connected())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -44,9 +44,9 @@ class SocketEngine(EngineClient):
         self._thread.join(timeout_s)
 
     @property
-    def num_unfinished(self) -> int:
+    def backlog(self) -> Backlog:
         """Of all that share the engine, as far as is known here: it has the last word."""
-        return max(len(self._generations), self._num_shared)
+        return Backlog(*map(max, super().backlog, self._shared))
 
     def _submit(self, request: Request) -> None:
         try:
@@ -110,10 +110,10 @@ class SocketEngine(EngineClient):
         else:
             raise frames.ProtocolError(f"there is no message {str(kind)[:100]!r}")
 
-    def _take_model(self, facts: dict[str, Any], max_num_unfinished: int) -> None:
+    def _take_model(self, facts: dict[str, Any], limits: tuple[int, int]) -> None:
         self.status.stage = "loading the tokenizer"
         self._model = frames.model_of(facts, self._load_tokenizer(facts["tokenizer"]))
-        self._max_num_unfinished = max_num_unfinished
+        self.limits = QueueLimits(*limits)
         self._retry_s, self._reason = FIRST_RETRY_S, ""
         logger.info("%s is served by the engine process at %s", facts["name"], self._address)
 
@@ -121,12 +121,12 @@ class SocketEngine(EngineClient):
         self,
         state: str,
         stage: str,
-        num_unfinished: int,
+        backlog: tuple[int, int, int],
         stats: dict[str, Any],
         outputs: tuple[Any, ...],
     ) -> None:
-        self._num_shared, self.stats = num_unfinished, EngineStats(**stats)
-        if state == "ready":
+        self._shared, self.stats = Backlog(*backlog), EngineStats(**stats)
+        if state in ("ready", "broken"):
             self.status.state, self.status.stage = state, stage
         else:  # also where it has failed: another one may take its place
             self.status.state, self.status.stage = "loading", f"engine process: {stage}"

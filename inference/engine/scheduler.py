@@ -17,6 +17,8 @@ RANK = attrgetter("rank")
 class Scheduler:
     """Running sequences first, then waiting ones, within a token budget; each in order of `rank`.
 
+    Owners take turns: the n-th that one has waiting goes in the n-th turn from now, whoever came
+    first. All that were admitted are of earlier turns, so what is preempted goes before them.
     Waiting sequences are only admitted while budget is left, so at most one running sequence is in
     the middle of its prompt, and decoding waits for no long prompt but one of higher priority.
     The rule (one arithmetic of computed against known tokens, no phases) is vLLM v1's.
@@ -41,10 +43,14 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._arrivals = itertools.count()
+        self._turn = 0  # of those admitted last
+        self._next_turns: dict[str, int] = {}  # of owners, where it is not the present one
         self.num_preemptions = self.num_queried_tokens = self.num_hit_tokens = 0
 
     def add(self, seq: Sequence) -> None:
-        seq.arrival = next(self._arrivals)
+        seq.arrival, owner = next(self._arrivals), seq.request.owner
+        seq.turn = max(self._next_turns.get(owner, 0), self._turn)
+        self._next_turns[owner] = seq.turn + 1
         insort(self.waiting, seq, key=RANK)
 
     def schedule(self) -> Batch:
@@ -148,8 +154,16 @@ class Scheduler:
             self.num_hit_tokens += num_hit_tokens
         self.waiting.remove(seq)
         insort(self.running, seq, key=RANK)
+        self._take_turn(seq)
         batch.add(seq, count, [])
         return count
+
+    def _take_turn(self, seq: Sequence) -> None:
+        """Who comes from now on comes after it, if of the same priority."""
+        if seq.turn > self._turn:
+            self._turn = seq.turn
+            turns = self._next_turns.items()
+            self._next_turns = {owner: turn for owner, turn in turns if turn > self._turn}
 
     def _match_prefix(self, seq: Sequence) -> list[int]:
         # a prompt whose log probabilities are wanted has to be computed, all of it

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +48,9 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     noise_key: int = field(init=False)
-    arrival: int = 0  # set by the scheduler, as is the next
+    arrived_at: float = field(init=False)
+    turn: int = 0  # set by the scheduler, as are the next two
+    arrival: int = 0
     awaited_block: bytes | None = None  # digest of a block that another sequence will compute
     constraint: ConstraintState | None = None
     finish_reason: FinishReason | None = None
@@ -59,6 +62,7 @@ class Sequence:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.generated_token_ids]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.noise_key = self._noise_key()
+        self.arrived_at = time.monotonic()
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
         if self.request.constraint is not None:
@@ -71,9 +75,19 @@ class Sequence:
         return self.request.params
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Its place in every queue: by priority, then first come, first served."""
-        return self.request.priority, self.arrival
+    def rank(self) -> tuple[int, int, int]:
+        """Its place in every queue: by priority, then owners in turn, then first come."""
+        return self.request.priority, self.turn, self.arrival
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.arrived_at
+
+    @property
+    def waits_too_long(self) -> bool:
+        """For its first step; what has begun once has no such limit."""
+        limit_s = min(self.request.queue_timeout_s, self.request.timeout_s)
+        return self.num_cached_tokens is None and self.age_s > limit_s
 
     @property
     def num_pending_tokens(self) -> int:
@@ -100,6 +114,8 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
         elif self.num_output_tokens >= self.max_tokens:
             self.finish_reason = FinishReason.LENGTH
+        elif self.age_s > self.request.timeout_s:
+            self.finish_reason = FinishReason.TIMEOUT
 
     def delta(self, num_tokens: int, logprobs: list[TokenLogprob | None]) -> Delta:
         """What the caller is told of the `num_tokens` tokens appended last."""

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from inference.engine import frames
-from inference.engine.client import EngineClient, Generation
+from inference.engine.client import Backlog, EngineClient, Generation
 from inference.errors import EngineError, EngineFailed, EngineNotReady
 from inference.request import Constraint, Delta
 
@@ -189,16 +189,16 @@ class Connection:
         if self._told[0] == "ready" and not self._knows_model:
             with suppress(EngineNotReady):  # it stops just now
                 facts = frames.model_facts(self._engine.model)
-                self._writer.write(frames.encode("model", facts, self._engine.max_num_unfinished))
+                self._writer.write(frames.encode("model", facts, self._engine.limits))
                 self._knows_model = True
         outputs, self._refused = self._refused + self._taken(), []
         for part in self._encoded([frames.output_facts(*output) for output in outputs]):
             self._writer.write(part)
 
-    def _news(self) -> tuple[str, str, int, dict[str, Any]]:
+    def _news(self) -> tuple[str, str, Backlog, dict[str, Any]]:
         engine = self._engine
         status, stats = engine.status, frames.facts_of(engine.stats)
-        return status.state, status.stage, engine.num_unfinished, stats
+        return status.state, status.stage, engine.backlog, stats
 
     def _taken(self) -> list[tuple[str, Delta | EngineError]]:
         """What has arrived for the requests since the last frame."""

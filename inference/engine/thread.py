@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from inference.engine.client import EngineClient
+from inference.engine.client import EngineClient, QueueLimits
 from inference.engine.core import EngineCore
 from inference.errors import ModelLoadError
 from inference.request import ModelInfo, Request
@@ -26,11 +26,10 @@ class ThreadEngine(EngineClient):
     def __init__(
         self,
         load: Load,
-        *,
-        max_num_unfinished: int,
+        limits: QueueLimits,
         on_failure: Callable[[BaseException], None] = lambda exc: None,
     ) -> None:
-        super().__init__(max_num_unfinished=max_num_unfinished)
+        super().__init__(limits)
         self._load, self._on_failure = load, on_failure
         self._inbox: queue.SimpleQueue[Callable[[EngineCore], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

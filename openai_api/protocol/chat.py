@@ -33,6 +33,7 @@ class ChatChunks:
         }
 
     async def stream(self) -> AsyncIterator[dict]:
+        await self.answers[0].begun()  # until then a failure has a status
         for chunk in self._beginning():
             yield chunk
         async with aclosing(follow(self.answers)) as segments:

@@ -33,7 +33,6 @@ class AsyncAPIView(APIView):
         try:
             await keys.refresh()  # DRF's authentication is synchronous
             self.initial(request, *args, **kwargs)
-            self.key = request.auth
             await self.record.open(self.key)  # strangers leave no row: they could fill the disk
             self._receive_body(request)
             handler = self._get_handler(request.method.lower())
@@ -45,11 +44,17 @@ class AsyncAPIView(APIView):
         except Exception as exc:
             self.record.abort_answers()
             response = self.handle_exception(exc)
+        finally:
+            self.record.leave_place()
         response = self.finalize_response(request, response, *args, **kwargs)
         self._add_headers(response)
         if not isinstance(response, EventStream):
             await self.record.close(Outcome.SUCCEEDED, response.status_code)
         return response
+
+    def perform_authentication(self, request) -> None:
+        super().perform_authentication(request)
+        self.key = request.auth
 
     @property
     def engine(self) -> EngineClient:

@@ -3,9 +3,10 @@
 from rest_framework.response import Response
 
 from inference.request import ModelInfo
+from openai_api import idempotency
 from openai_api.answers import Answer, Choice
 from openai_api.limits import estimate
-from openai_api.prompts import check_model, check_prompt, salted
+from openai_api.prompts import check_model, check_prompt, owned
 from openai_api.protocol.sse import data
 from openai_api.serializers.fields import BodySerializer, validated
 from openai_api.tools import NO_TOOLS, ToolUse
@@ -19,13 +20,21 @@ class GenerateView(AsyncAPIView):
 
     async def read_body(self) -> tuple[dict, ModelInfo]:
         """The checked body and the model it names; whether there is room is asked first."""
-        self.engine.check_capacity()
+        self.record.take_place(self.owner)
         await self.record.admit()
         body = validated(self.serializer_class, self.request.data)
         self.record.describe(body)
         model = self.engine.model
         check_model(model, body["model"], self.key)
-        return salted(body, self.owner), model
+        return owned(body, self.owner), model
+
+    def check_throttles(self, request) -> None:
+        """DRF's hook: whom a full queue turns away costs neither a row nor a look at the body.
+
+        Who sends something again may have been answered already.
+        """
+        if request.method == "POST" and idempotency.HEADER not in request.headers:
+            self.record.take_place(self.owner)
 
     def queue(
         self,
@@ -39,7 +48,8 @@ class GenerateView(AsyncAPIView):
         """All of the choices, or none: raises what the checks of prompt and capacity raise."""
         for choice in {c.prompt_index: c for c in choices}.values():
             check_prompt(self.engine, choice.prompt_token_ids, param, choice.params.max_tokens)
-        self.engine.check_capacity(len(choices))
+        self.record.leave_place()
+        self.engine.check_capacity(len(choices), body["owner"])
         self.record.lease.reserve(estimate(choices, self.engine.model.max_model_len))
         answers = [Answer(self.engine, choice, body, chat=chat, use=use) for choice in choices]
         self.record.expect(answers)

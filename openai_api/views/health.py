@@ -4,23 +4,22 @@ from dataclasses import asdict
 
 from django.http import HttpRequest, JsonResponse
 
+from inference import service
 from inference.errors import EngineNotReady
-from inference.service import get_engine
 from openai_api.errors import as_api_error, error_body
 
 
 async def live(request: HttpRequest) -> JsonResponse:
     """GET /health: 200 as long as the process answers and its engine has not died."""
-    engine = get_engine()
-    state = engine.status.state
+    engine, state = service.get_engine(), service.state()
     body = {"status": state, "stage": engine.status.stage, **asdict(engine.stats)}
-    return JsonResponse(body, status=200 if state in ("loading", "ready") else 503)
+    return JsonResponse(body, status=503 if state is service.State.BROKEN else 200)
 
 
 async def ready(request: HttpRequest) -> JsonResponse:
-    """GET /health/ready: 503 with the progress until the model can answer."""
+    """GET /health/ready: 503 with the reason unless new requests are taken."""
     try:
-        model = get_engine().model
+        model = service.check_ready()
     except EngineNotReady as exc:
         error = as_api_error(exc)
         return JsonResponse(

@@ -4,7 +4,7 @@ from rest_framework.response import Response
 
 from openai_api.compaction import after_compaction, kept_messages, summarise
 from openai_api.errors import InvalidRequest
-from openai_api.prompts import any_model, check_model
+from openai_api.prompts import any_model, check_model, owned
 from openai_api.protocol.events import response_usage
 from openai_api.protocol.ids import new_response_id
 from openai_api.protocol.items import check_calls
@@ -22,7 +22,7 @@ class InputTokensView(AsyncAPIView):
         model = self.engine.model
         await self.record.admit()
         data = {"model": any_model(model, self.key), "input": [], **request.data}
-        body = validated(ResponseSerializer, data) | {"context_management": []}
+        body = owned(validated(ResponseSerializer, data), self.owner) | {"context_management": []}
         check_model(model, body["model"], self.key)
         prepared = await prepare(model, body, self.owner)
         num_tokens = len(prepared.choice.prompt_token_ids)
@@ -43,6 +43,7 @@ class CompactView(GenerateView):
         check_calls(items)
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")
+        self.record.leave_place()
         compaction, answer = await summarise(self.engine, body, items)
         self.record.expect([answer])
         return Response(

@@ -32,9 +32,9 @@ class ResponsesView(GenerateView):
         prepared = replace(await prepare(model, body, self.owner), lease=self.record.lease)
         self.record.summaries = prepared.summaries
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
-        self.engine.check_capacity()
         prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id
+        self.record.leave_place()
         if body["background"]:
             return await self._background(prepared, body, key)
         async with idempotency.claimed(prepared.row, key):
@@ -46,6 +46,8 @@ class ResponsesView(GenerateView):
                 return await self.stream(events, named_event)
             async for _ in events:
                 pass
+        if run.refusal is not None:  # a status that clients try again after
+            raise run.refusal
         return Response(run.resource)
 
     async def _background(self, prepared, body: dict, key: idempotency.Key | None):

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from inference.engine.client import QueueLimits
 from inference.engine.thread import ThreadEngine
 from inference.errors import (
     EngineFailed,
@@ -55,7 +56,7 @@ def core(gate):
 
 @pytest.fixture
 def thread_engine(core, gate):
-    engine = ThreadEngine(lambda report: (core, make_info()), max_num_unfinished=6)
+    engine = ThreadEngine(lambda report: (core, make_info()), QueueLimits(6))
     wait_until(lambda: engine.status.state == "ready")
     yield engine
     gate.set()
@@ -164,7 +165,7 @@ def test_a_model_that_cannot_load_is_told_and_the_engine_says_why():
         report("reading the weights")
         raise ModelLoadError("There is no such model.")
 
-    client = ThreadEngine(load, max_num_unfinished=1, on_failure=told.append)
+    client = ThreadEngine(load, QueueLimits(1), on_failure=told.append)
     wait_until(lambda: told)
 
     assert isinstance(told[0], ModelLoadError)
@@ -180,7 +181,7 @@ def test_while_loading_the_stage_is_told():
         release.wait(10)
         raise ModelLoadError("enough")
 
-    client = ThreadEngine(load, max_num_unfinished=1)
+    client = ThreadEngine(load, QueueLimits(1))
     wait_until(lambda: client.status.stage == "reading the weights")
     with pytest.raises(EngineNotReady, match="reading the weights"):
         client.check_capacity()

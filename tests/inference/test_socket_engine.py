@@ -10,6 +10,7 @@ import pytest
 
 from inference.engine import frames
 from inference.engine.address import AddressRefused, check_folder, listening
+from inference.engine.client import QueueLimits
 from inference.engine.thread import ThreadEngine
 from inference.errors import (
     ConstraintFailed,
@@ -42,7 +43,7 @@ def engine_at(address, core=None, info=None, version=VERSION):
     forward = core._runner.forward
     core._runner.forward = lambda inputs: gate.wait(10) and forward(inputs)
     gate.set()
-    engine = ThreadEngine(lambda report: (core, info or make_info()), max_num_unfinished=6)
+    engine = ThreadEngine(lambda report: (core, info or make_info()), QueueLimits(6))
     engine.core, engine.gate = core, gate
     try:
         with served(engine, address, version) as engine.server:
@@ -120,11 +121,11 @@ async def test_all_clients_together_are_bounded(address):
     with engine_at(address) as engine, ready(address) as one, ready(address) as other:
         engine.gate.clear()
         generations = [one.generate(make_request(str(i), [1, 2], 2)) for i in range(6)]
-        wait_until(lambda: other.num_unfinished == 6)
+        wait_until(lambda: other.backlog.num_unfinished == 6)
         with pytest.raises(EngineOverloaded):
             other.check_capacity()
 
-        other._max_num_unfinished = 100  # as if it had not heard of the others yet
+        other.limits = QueueLimits(100)  # as if it had not heard of the others yet
         with pytest.raises(EngineOverloaded):
             await read(other.generate(make_request("one too many", [1, 2], 2)))
         engine.gate.set()
@@ -178,7 +179,7 @@ def test_while_the_engine_loads_its_stage_is_told_and_then_its_failure(address):
         go_on.wait(10)
         raise ModelLoadError("There is no such model.")
 
-    engine = ThreadEngine(load, max_num_unfinished=1)
+    engine = ThreadEngine(load, QueueLimits(1))
     with connected(address) as client, served(engine, address):
         wait_until(lambda: client.status.stage == "engine process: reading the weights")
         with pytest.raises(EngineNotReady, match="reading the weights"):
@@ -191,7 +192,7 @@ def test_while_the_engine_loads_its_stage_is_told_and_then_its_failure(address):
 def test_two_versions_do_not_understand_each_other_and_say_so(address, caplog):
     with connected(address) as client:
         with engine_at(address, version="older"):
-            wait_until(lambda: "'older', 1" in client.status.stage)
+            wait_until(lambda: f"'older', {frames.PROTOCOL}" in client.status.stage)
             assert f"this is version {VERSION}" in client.status.stage
             with pytest.raises(EngineNotReady, match="restart the older"):
                 client.check_capacity()

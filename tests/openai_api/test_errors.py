@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from inference import errors as inference_errors
+from inference.engine.client import QueueLimits
 from openai_api.errors import TRANSLATIONS
 from tests.helpers import in_process_client
 
@@ -242,7 +243,7 @@ async def test_while_loading_it_is_a_503_with_the_progress(transactional_db):
         report("reading the weights")
         raise inference_errors.ModelLoadError("no such model")
 
-    engine = ThreadEngine(load, max_num_unfinished=1)
+    engine = ThreadEngine(load, QueueLimits(1))
     engine._thread.join()
     service.install(engine)
     try:
@@ -262,7 +263,7 @@ async def test_while_loading_it_is_a_503_with_the_progress(transactional_db):
 
 
 async def test_a_full_queue_is_a_429_that_says_when_to_come_back(client, engine):
-    engine._max_num_unfinished = 0
+    engine.limits = QueueLimits(0)
     with pytest.raises(openai.RateLimitError) as caught:
         await client.chat.completions.create(**CHAT)
 

@@ -115,11 +115,10 @@ async def stream_of(name: str, reins: Reins) -> list[bytes]:
         path, body = "/v1/responses", body | {"input": "Hi"}
     writes = []
     async with exchange(path, body) as answer:
+        reins.allow(case.num_silent + 1)
         assert await answer.status() == 200
         async for write in answer.writes():
-            if not writes:
-                reins.allow(case.num_silent + 1)
-            elif is_step(write):
+            if is_step(write):
                 reins.allow()
             writes.append(write)
     return writes

@@ -20,7 +20,7 @@ STREAMS = {
         RESPONSE | {"background": True},
         ["response.created", "response.queued", "response.in_progress"],
     ),
-    "chat": ("/v1/chat/completions", CHAT, ["chat.completion.chunk"]),
+    "chat": ("/v1/chat/completions", CHAT, []),
     "text": ("/v1/completions", TEXT, []),
 }
 

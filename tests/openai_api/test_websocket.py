@@ -657,7 +657,7 @@ class TestErrors:
         for generation in generations:
             generation.abort()
 
-        check_error(refused, "rate_limit_exceeded", None, 429)
+        check_error(refused, "queue_full", None, 429)
         assert int(refused["error"]["headers"]["retry-after"]) >= 1
         assert text_of(await connection.ask("one")) == "one"
 
