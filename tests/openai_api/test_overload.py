@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -148,14 +149,18 @@ class TestAFullQueue:
     async def test_of_one_key_leaves_room_for_another(self, engine, transactional_db):
         many, few = await new_caller("many"), await new_caller("few")
         engine.limits = QueueLimits(4)
-        engine._inbox.put(lambda core: time.sleep(0.5))
+        go_on = threading.Event()
+        engine._inbox.put(lambda core: go_on.wait(30))
         path = "/v1/chat/completions"
         body = BODIES[path] | SHORT[path]
         sent = [asyncio.create_task(many.send("POST", path, body)) for _ in range(6)]
         done, _ = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
         assert {task.result().status_code for task in done} == {429}
-        other = await few.send("POST", path, body)
-        answers = await asyncio.gather(*sent)
+        asking = asyncio.create_task(few.send("POST", path, body))
+        while engine.backlog.num_unfinished < 5 and not asking.done():
+            await asyncio.sleep(0.01)
+        go_on.set()
+        other, *answers = await asyncio.gather(asking, *sent)
 
         assert other.status_code == 200
         assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 2
