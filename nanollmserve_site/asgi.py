@@ -28,6 +28,7 @@ from nanollmserve_site import __version__, first_start
 from nanollmserve_site.door import loopback_only, same_origin
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application, websocket_application
+from nanollmserve_site.loop_watch import LoopWatch
 from nanollmserve_site.request_id import with_request_id
 from openai_api import background, keys
 
@@ -58,13 +59,19 @@ service.start(on_failure=leave)
 if is_alone:
     background.start()
 atexit.register(service.close)
+if "daphne.server" in sys.modules:  # it has chosen Twisted's reactor; others need none
+    from nanollmserve_site import daphne_errors
 
-application = ProtocolTypeRouter(
-    {
-        "http": with_request_id(guard(loopback_only(http_application(), keys.exist))),
-        "websocket": with_request_id(
-            loopback_only(same_origin(websocket_application()), keys.exist)
-        ),
-        "lifespan": lifespan,
-    }
+    daphne_errors.apply()
+
+application = LoopWatch()(
+    ProtocolTypeRouter(
+        {
+            "http": with_request_id(guard(loopback_only(http_application(), keys.exist))),
+            "websocket": with_request_id(
+                loopback_only(same_origin(websocket_application()), keys.exist)
+            ),
+            "lifespan": lifespan,
+        }
+    )
 )

@@ -5,10 +5,10 @@ import asyncio
 from channels.routing import URLRouter
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
-from django.core.exceptions import RequestAborted
+from django.core.exceptions import RequestAborted, SuspiciousOperation
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
-from django.http import HttpRequest, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponseBase
 from django.urls import path, re_path, set_script_prefix
 
 from nanollmserve_site.guard import Application, Message, Receive, Send
@@ -80,8 +80,18 @@ class ApiHandler(ASGIHandler):
         return await self._get_response_async(request)
 
 
+class StaticFiles(ASGIStaticFilesHandler):
+    """Django's, for which a path that leads out of the folders is a failure of the server."""
+
+    def serve(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            return super().serve(request)
+        except (SuspiciousOperation, ValueError):  # the latter for a zero byte
+            raise Http404 from None
+
+
 def http_application() -> Application:
-    api, browser = ApiHandler(), ASGIStaticFilesHandler(ASGIHandler())
+    api, browser = ApiHandler(), StaticFiles(ASGIHandler())
 
     async def route(scope: Message, receive: Receive, send: Send) -> None:
         first_part = scope["path"].split("/", 2)[1:2]

@@ -54,6 +54,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "nanollmserve_site.browser.content_security_policy",
+    "nanollmserve_site.browser.login_throttle",
 ]
 ROOT_URLCONF = "nanollmserve_site.urls"
 ASGI_APPLICATION = "nanollmserve_site.asgi.application"
