@@ -14,6 +14,7 @@ import django
 from channels.routing import ProtocolTypeRouter
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import get_resolver
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
 try:
@@ -55,6 +56,7 @@ logger.info(
 )
 with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in its event loop: no ORM there
     is_alone = thread.submit(first_start.prepare).result()
+get_resolver().url_patterns  # noqa: B018 - imported now, and not while the first request waits
 service.start(on_failure=leave)
 if is_alone:
     background.start()

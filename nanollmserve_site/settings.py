@@ -111,6 +111,13 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["openai_api.policies.authentication.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": [],
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "openai_api.openapi.document.AutoSchema",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "nanoLLMServe",
+    "DESCRIPTION": "OpenAI's API. Unknown fields are ignored, and null means not given.",
+    "VERSION": VERSION,
+    "OAS_VERSION": "3.1.0",
 }
 
 AUTH_PASSWORD_VALIDATORS = [

@@ -120,7 +120,8 @@ def _checked(use: ToolUse) -> list[dict]:
         schema = {"type": "object"} | check_schema(
             use.param, tool["function"].get("parameters") or {}
         )
-        if schema["type"] != "object" and "object" not in schema["type"]:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if "object" not in kinds:
             message = f"Invalid schema for '{use.param}': arguments are an object."
             raise InvalidRequest(message, use.param, "invalid_value")
         tools.append({"function": tool["function"] | {"parameters": schema | {"type": "object"}}})

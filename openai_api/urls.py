@@ -1,6 +1,6 @@
 from django.urls import path, re_path
 
-from openai_api.views import health, metrics
+from openai_api.views import docs, health, metrics
 from openai_api.views.chat import ChatCompletionsView
 from openai_api.views.completions import CompletionsView
 from openai_api.views.conversations import (
@@ -25,6 +25,8 @@ urlpatterns = [
     path("health", health.live),
     path("health/ready", health.ready),
     path("metrics", metrics.show),
+    path("docs/", docs.page),
+    path("v1/openapi.json", docs.openapi, name="openapi"),
     path("v1/models", ModelsView.as_view()),
     path("v1/models/<path:name>", ModelView.as_view()),
     path("v1/chat/completions", ChatCompletionsView.as_view()),

@@ -65,7 +65,7 @@ class Prober:
         self.ids = existing_objects(self.http)
         self.statuses: dict[str, int] = {}
         self.failures: list[str] = []
-        self.slowest_s, self.began = 0.0, time.monotonic()
+        self.slowest, self.began = (0.0, ""), time.monotonic()
 
     def __enter__(self) -> "Prober":
         return self
@@ -95,18 +95,22 @@ class Prober:
     def result(self, name: str, max_stall_s: float) -> dict:
         log = self.server.log.read_text()
         stalls = re.findall(r"the event loop is (\S+) s late, in (.*)", log)
+        unexpected: dict[str, str] = {}
         stall_s = max((float(seconds) for seconds, _ in stalls), default=0.0)
         if self.server.process.poll() is not None:
             self.failures.append("the process has ended")
         for line in re.findall(r"^\S+ \S+ (?:ERROR|CRITICAL) .*(?:\n(?!\d{4}-).*)*", log, re.M):
-            if "DisallowedHost" not in line:
-                self.failures.append(f"in the log: {line[:4000]}")
+            what = " ".join(line.splitlines()[-3:])
+            if "DisallowedHost" not in line and what not in unexpected:
+                unexpected[what] = f"in the log: {line[-1500:]}"
+        self.failures += unexpected.values()
         if stall_s > max_stall_s:
             self.failures.append(f"the event loop stood still for {stall_s} s")
         figures = {
             "sent": sum(self.statuses.values()),
             "answers": dict(sorted(self.statuses.items())),
-            "slowest_s": round(self.slowest_s, 3),
+            "slowest_s": round(self.slowest[0], 3),
+            "slowest": self.slowest[1],
             "worst_loop_stall_s": stall_s,
             "stalls": stalls,
             "seconds": round(time.monotonic() - self.began, 1),
@@ -130,7 +134,7 @@ class Prober:
             nonlocal last
             last, began = raw, time.monotonic()
             send(raw, *args)
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.slowest = max(self.slowest, (time.monotonic() - began, repr(raw[-200:])))
 
         last = b""
         try:
