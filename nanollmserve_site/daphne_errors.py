@@ -1,12 +1,13 @@
-"""What daphne refuses by itself, before any application: in JSON, as all other refusals.
+"""What daphne and Twisted refuse by themselves, before any application: as all other refusals.
 
-Its own pages are HTML. And it lets any client say, by a header, under which path the site lives,
+Twisted says nothing but the status, daphne writes a page of HTML. And daphne lets any client say, by a header, under which path the site lives,
 which is for the operator to say; a strange value makes it fail without an answer.
 """
 
 from typing import Any
 
 from daphne.http_protocol import WebRequest
+from twisted.web.http import HTTPChannel
 
 from nanollmserve_site.guard import error_messages
 
@@ -18,6 +19,7 @@ _process = WebRequest.process
 def apply() -> None:
     WebRequest.process = process
     WebRequest.basic_error = basic_error
+    HTTPChannel._respondToBadRequestAndDisconnect = refuse
 
 
 def process(request: WebRequest) -> Any:
@@ -31,3 +33,12 @@ def basic_error(request: WebRequest, status: int, reason: bytes, message: str) -
     start, body = error_messages(status, type_, f"{message}.".replace("..", "."))
     request.handle_reply(start)
     request.handle_reply(body)
+
+
+def refuse(channel: HTTPChannel) -> None:
+    """Answer what is no HTTP, and hang up."""
+    start, body = error_messages(400, "invalid_request_error", "Your request is not valid HTTP.")
+    headers = [*start["headers"], (b"connection", b"close")]
+    lines = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers)]
+    channel.transport.write(b"\r\n".join([*lines, b"", body["body"]]))
+    channel.loseConnection()

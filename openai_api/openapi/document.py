@@ -107,9 +107,9 @@ class KeyScheme(OpenApiAuthenticationExtension):
 def responses(operation: Operation) -> Schema:
     content: Schema = {"application/json": {"schema": ref(operation.answer)}}
     if operation.events:
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "description": operation.events}
-        }
+        event = {"type": "object", "properties": {"data": {"type": "string"}}}
+        event |= {"required": ["data"], "description": operation.events}
+        content["text/event-stream"] = {"schema": event}
     refused = {
         status: {
             "description": said,
