@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from django.conf import settings
 from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -95,7 +96,10 @@ def login_throttle(get_response: Handler) -> Handler:
 def names_of(request: HttpRequest) -> tuple[str, str]:
     """The user and the address of a login."""
     user = request.POST.get("username", "").strip().lower()[:150]
-    return user, request.META.get("REMOTE_ADDR", "")
+    address = request.META.get("REMOTE_ADDR", "")
+    if settings.SERVER.tls:  # the proxy's own address otherwise; it adds whom it speaks for last
+        address = request.META.get("HTTP_X_FORWARDED_FOR", address).rpartition(",")[2].strip()
+    return user, address[:100]
 
 
 def limits_of(request: HttpRequest) -> list[tuple[tuple[str, str], int]]:

@@ -1,7 +1,8 @@
 """What daphne and Twisted refuse by themselves, before any application: as all other refusals.
 
-Twisted says nothing but the status, daphne writes a page of HTML. And daphne lets any client say, by a header, under which path the site lives,
-which is for the operator to say; a strange value makes it fail without an answer.
+Twisted says nothing but the status, daphne writes a page of HTML. And daphne lets any client say,
+by a header, under which path the site lives, which is for the operator to say; a strange value
+makes it fail without an answer.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """What the server says to browsers, and what it lets them do: CSP, logins, cookies."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -62,6 +63,15 @@ class TestLogins:
         assert answer.status_code == 429
         assert int(answer["Retry-After"]) == browser.WINDOW_S - browser.MAX_PER_ADDRESS + 1
         assert log_in(RIGHT, "10.0.0.2").status_code == 302
+
+    def test_behind_a_proxy_it_is_the_address_that_the_proxy_tells(self, settings, monkeypatch):
+        monkeypatch.setattr(browser, "MAX_PER_ADDRESS", 1)
+        for tls, statuses in ((False, [200, 429]), (True, [200, 200])):
+            browser.attempts.clear()
+            settings.SERVER = replace(settings.SERVER, tls=tls)
+            clients = [Client(HTTP_X_FORWARDED_FOR=f"6.6.6.6, 10.0.0.{i}") for i in (1, 2)]
+            answers = [client.post(LOGIN, WRONG | {"username": "x"}) for client in clients]
+            assert [answer.status_code for answer in answers] == statuses
 
     def test_a_success_takes_the_failures_back(self):
         for _ in range(3):
