@@ -198,6 +198,8 @@ class ToolChoice(StrictField):
         if not isinstance(value, dict):
             raise wrong_type(param, "a string or an object", value)
         kind = value.get("type")
+        if kind is not None:
+            check_type(f"{param}.type", kind, str)
         if kind == "allowed_tools":
             return self._allowed(*self._inside(param, value, kind))
         if kind not in CALLABLE:

@@ -352,6 +352,9 @@ WRONG_TOOLS = [
     ("unknown choice", tools() | {"tool_choice": "any"}, "tool_choice", VALUE),
     ("choice a number", tools() | {"tool_choice": 5}, "tool_choice", TYPE),
     ("choice without type", tools() | {"tool_choice": {}}, "tool_choice.type", VALUE),
+    ("choice of an object", tools() | {"tool_choice": {"type": {}}}, "tool_choice.type", TYPE),
+    ("parameters of no type", tools({"type": None}) | REQUIRED, "tools", VALUE),
+    ("parameters of a number", tools({"type": 1}) | REQUIRED, "tools", VALUE),
     ("choice of a robot", tools() | {"tool_choice": {"type": "robot"}}, "tool_choice.type", VALUE),
     (
         "choice without a function",

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.helpers import LiveServer, live_server
-from tests.reliability.fuzz import MODEL, SMALL, existing_objects
+from tests.reliability.fuzz import MODEL, PATIENCE_S, SMALL, existing_objects
 
 # Other checks ask for more than a schema can tell, such as that all it allows is accepted: which
 # models there are, or that two fields exclude each other, no schema says.
@@ -43,7 +43,7 @@ def run(max_examples: int = 200, seed: int = 0) -> dict:
 
 def check(server: LiveServer, max_examples: int, seed: int = 0) -> dict:
     described = schemathesis.openapi.from_url(f"{server.url}/v1/openapi.json")
-    with httpx2.Client(base_url=server.url, timeout=30) as http:
+    with httpx2.Client(base_url=server.url, timeout=PATIENCE_S) as http:
         ids = existing_objects(http)
     examiner = Examiner(ids, max_examples, seed)
     began, operations, failures = time.monotonic(), 0, []
@@ -87,7 +87,7 @@ class Examiner:
         def send(case: schemathesis.Case) -> None:
             self._make_real(case)
             self.latest = case.as_curl_command()
-            answer = case.call(timeout=30)
+            answer = case.call(timeout=PATIENCE_S)
             self.statuses[answer.status_code] = self.statuses.get(answer.status_code, 0) + 1
             case.validate_response(answer, checks=CHECKS)
 
