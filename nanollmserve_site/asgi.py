@@ -13,6 +13,7 @@ from importlib.metadata import version
 import django
 from channels.routing import ProtocolTypeRouter
 from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nanollmserve_site.settings")
@@ -26,6 +27,7 @@ except ImproperlyConfigured as error:
 from inference import service
 from nanollmserve_site import __version__, first_start
 from nanollmserve_site.door import loopback_only, same_origin
+from nanollmserve_site.drain import Drain
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application, websocket_application
 from nanollmserve_site.request_id import with_request_id
@@ -44,6 +46,8 @@ def leave(error: BaseException) -> None:
 async def lifespan(scope: Message, receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.shutdown":  # uvicorn has waited for the requests
+            await drain.run()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
@@ -59,12 +63,21 @@ if is_alone:
     background.start()
 atexit.register(service.close)
 
+drain = Drain(settings.SERVER.shutdown_grace_s)
+if "daphne.server" in sys.modules:  # which has chosen the reactor
+    from twisted.internet import reactor
+
+    from nanollmserve_site import daphne_patch
+
+    daphne_patch.apply(settings.API.max_body_size, settings.SERVER)
+    drain.install(reactor)
+
+http = guard(loopback_only(http_application(), keys.exist))
+websocket = loopback_only(same_origin(websocket_application()), keys.exist)
 application = ProtocolTypeRouter(
     {
-        "http": with_request_id(guard(loopback_only(http_application(), keys.exist))),
-        "websocket": with_request_id(
-            loopback_only(same_origin(websocket_application()), keys.exist)
-        ),
+        "http": with_request_id(drain.wrap(http)),
+        "websocket": with_request_id(drain.wrap(websocket)),
         "lifespan": lifespan,
     }
 )
