@@ -8,7 +8,7 @@ PIP_ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test triton lm-eval node recovery benchmark lint format docs clean
+.PHONY: help serve test triton lm-eval node recovery reliability benchmark lint format docs clean
 
 # --name "value" if the variable stands on make's command line. Only there: a HOST, for one, is in
 # many an environment and means something else.
@@ -37,6 +37,9 @@ node: .venv/.requirements-dev ## the main cases with OpenAI's library for Node (
 
 recovery: .venv/.requirements-dev ## kill the server in the middle of background responses
 	.venv/bin/python -m tests.clients.recovery_check $(ARGS)
+
+reliability: .venv/.requirements-dev ## do to a live server what may happen to it, or ARGS="kill9 cycles=5"
+	.venv/bin/python -m tests.reliability $(ARGS)
 
 BENCHMARKS ?= engine serve structured storage
 benchmark: .venv/.requirements ## the quick ones, or BENCHMARKS=serve ARGS="--start qwen3-0.6b"

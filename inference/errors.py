@@ -2,7 +2,8 @@
 
 EngineError
     ModelLoadError        the model cannot be served: missing, unsupported, too large
-    EngineNotReady        the model is still loading, or the engine is shutting down
+    EngineNotReady        the model is still loading, or the engine has stopped
+        ShuttingDown      the server is about to end: this request, or this answer, is for the next
     EngineOverloaded      the waiting queue is full
         QueueTimeout      the request has waited too long for its turn
     EngineFailed          a step raised; the request is lost, the cause is in the log
@@ -27,6 +28,13 @@ class EngineNotReady(EngineError):
     def __init__(self, message: str, retry_after_s: float = 2) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ShuttingDown(EngineNotReady):
+    """The server is about to end. Raised for new requests, and at last for unfinished ones."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down.", retry_after_s=10)
 
 
 class EngineOverloaded(EngineError):

@@ -22,7 +22,7 @@ from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
 from inference.engine.thread import Report, ThreadEngine
-from inference.errors import EngineNotReady, ModelLoadError
+from inference.errors import ModelLoadError, ShuttingDown
 from inference.request import Constraint, ModelInfo
 from inference.text.grammar import compiler_of
 
@@ -62,7 +62,7 @@ def drain() -> None:
 def check_ready() -> ModelInfo:
     """The model, if new requests are taken. Raises EngineNotReady."""
     if state() is State.DRAINING:
-        raise EngineNotReady("The server is shutting down.", retry_after_s=10)
+        raise ShuttingDown()
     return get_engine().model
 
 

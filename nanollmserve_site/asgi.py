@@ -13,6 +13,7 @@ from importlib.metadata import version
 import django
 from channels.routing import ProtocolTypeRouter
 from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import get_resolver
 
@@ -27,6 +28,7 @@ except ImproperlyConfigured as error:
 from inference import service
 from nanollmserve_site import __version__, first_start
 from nanollmserve_site.door import loopback_only, same_origin
+from nanollmserve_site.drain import Drain
 from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application, websocket_application
 from nanollmserve_site.loop_watch import LoopWatch
@@ -46,6 +48,8 @@ def leave(error: BaseException) -> None:
 async def lifespan(scope: Message, receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.shutdown":  # uvicorn has waited for the requests
+            await drain.run()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
@@ -61,18 +65,24 @@ service.start(on_failure=leave)
 if is_alone:
     background.start()
 atexit.register(service.close)
+
+drain = Drain(settings.SERVER.shutdown_grace_s)
 if "daphne.server" in sys.modules:  # it has chosen Twisted's reactor; others need none
-    from nanollmserve_site import daphne_errors
+    from twisted.internet import reactor
+
+    from nanollmserve_site import daphne_errors, daphne_patch
 
     daphne_errors.apply()
+    daphne_patch.apply(settings.API.max_body_size, settings.SERVER)
+    drain.install(reactor)
 
+http = guard(loopback_only(http_application(), keys.exist))
+websocket = loopback_only(same_origin(websocket_application()), keys.exist)
 application = LoopWatch()(
     ProtocolTypeRouter(
         {
-            "http": with_request_id(guard(loopback_only(http_application(), keys.exist))),
-            "websocket": with_request_id(
-                loopback_only(same_origin(websocket_application()), keys.exist)
-            ),
+            "http": with_request_id(drain.wrap(http)),
+            "websocket": with_request_id(drain.wrap(websocket)),
             "lifespan": lifespan,
         }
     )

@@ -31,6 +31,15 @@ class ServerConfig:
     tls: bool = setting(
         False, "A proxy serves this over TLS: secure cookies, HSTS, trust in X-Forwarded-Proto."
     )
+    shutdown_grace_s: float = setting(
+        30.0, "Seconds that running requests have to end after SIGTERM.", minimum=0
+    )
+    upload_timeout_s: float = setting(
+        120.0, "Seconds in which a request must have arrived, headers and body.", minimum=1
+    )
+    send_timeout_s: float = setting(
+        60.0, "Seconds after which a client that takes nothing of its answer is cut off.", minimum=1
+    )
     debug: bool = setting(False, "Django's debug mode; never on a server that others reach.")
     log_level: str = setting(
         "INFO", "Least level of log lines shown.", choices=("DEBUG", "INFO", "WARNING", "ERROR")

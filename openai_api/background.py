@@ -7,12 +7,13 @@ first request, and ends with neither.
 import asyncio
 import logging
 import threading
-from contextlib import aclosing
+import time
+from contextlib import aclosing, suppress
 
 from django.conf import settings
 
-from inference.errors import EngineNotReady, EngineOverloaded
-from inference.service import get_engine
+from inference.errors import EngineNotReady, EngineOverloaded, ShuttingDown
+from inference.service import check_ready, get_engine
 from openai_api import response_rows as rows
 from openai_api import retention
 from openai_api.database import read, write, write_later
@@ -54,6 +55,15 @@ def start() -> None:
         asyncio.run_coroutine_threadsafe(sweep_hourly(days), loop())
 
 
+async def put_off(patience_s: float) -> None:
+    """When the engine has dismissed everything: the rows of what the next server goes on with."""
+    deadline = time.monotonic() + patience_s
+    while _tasks and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    if num_rows := await write(rows.put_off):
+        logger.info("%d background responses are left to the next start", num_rows)
+
+
 async def sweep_hourly(days: int) -> None:
     while True:
         try:
@@ -90,9 +100,10 @@ def _keep(run: Run, events, lease: Lease) -> None:
 
 
 async def _drain(events) -> None:
-    async with aclosing(events):
-        async for _ in events:
-            pass
+    with suppress(ShuttingDown):  # `put_off` does the rest
+        async with aclosing(events):
+            async for _ in events:
+                pass
 
 
 async def _recover() -> None:
@@ -104,6 +115,8 @@ async def _recover() -> None:
     for response_id, owner in found:
         try:
             await _resume(response_id, owner)
+        except ShuttingDown:
+            return
         except Exception as exc:
             error = failure(as_api_error(exc))["error"]
             row = await read(rows.find, response_id, owner)
@@ -116,8 +129,9 @@ async def _resume(response_id: str, owner: int | None) -> None:
     past, token_ids = await read(rows.past_of, response_id)
     body = owned(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
     context = await read(rows.context_of, row)
-    prepared = await prepare(get_engine().model, body, owner, context)
+    prepared = await prepare(check_ready(), body, owner, context)
     while True:
+        check_ready()
         try:
             answer = prepared.answer(get_engine(), token_ids)
             break

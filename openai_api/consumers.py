@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import re
+import weakref
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
 from inference import service
+from inference.errors import ShuttingDown
 from openai_api import keys
 from openai_api.errors import (
     InvalidRequest,
@@ -45,7 +47,9 @@ MAX_WAITING = 64  # responses that were asked for and have not begun, in all lan
 MAX_AGE_S = 60 * 60
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
-GOING_AWAY, POLICY_VIOLATION, TOO_BIG = 1001, 1008, 1009
+GOING_AWAY, POLICY_VIOLATION, TOO_BIG, SERVICE_RESTART = 1001, 1008, 1009, 1012
+
+_connections: "weakref.WeakSet[ResponsesConsumer]" = weakref.WeakSet()
 
 
 @dataclass(slots=True)
@@ -67,8 +71,10 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         self._lanes: dict[str | None, Lane] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._waiting: list[int] = []  # sizes of the messages that wait for their turn
-        self._is_over = False
+        self._over: Exception | None = None  # why nothing new may begin
+        self._leaving = asyncio.Event()
         self._clock = asyncio.create_task(self._end_of_time())
+        _connections.add(self)
         await self.accept()  # daphne cannot refuse with a status and a body
         try:
             await self._authenticate()
@@ -120,8 +126,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
             raise wrong_value("type", kind, supported)
 
     def _enqueue(self, message: dict, size: int) -> None:
-        if self._is_over:
-            raise connection_is_over()
+        if self._over:
+            raise self._over
         lane = self._lane(message)
         is_full = sum(self._waiting) + size > settings.API.max_body_size
         if is_full or len(self._waiting) >= MAX_WAITING:
@@ -177,8 +183,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         try:
             key = await self._authenticate()
             await record.open(key)
-            if self._is_over:
-                raise connection_is_over()
+            if self._over:
+                raise self._over
             await self._create(lane, message, record, key)
             outcome, status = Outcome.SUCCEEDED, 200
         except Exception as exc:
@@ -245,12 +251,19 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
 
     async def _end_of_time(self) -> None:
         """What is running may end, what waits is refused."""
-        await asyncio.sleep(MAX_AGE_S)
-        self._is_over = True
-        await self._send_error(connection_is_over())
+        try:
+            await asyncio.wait_for(self._leaving.wait(), MAX_AGE_S)
+            self._over, code = ShuttingDown(), SERVICE_RESTART
+        except TimeoutError:
+            self._over, code = connection_is_over(), GOING_AWAY
+            await self._send_error(self._over)
         while self._waiting or any(lane.is_busy for lane in self._lanes.values()):
             await asyncio.sleep(0.1)
-        await self.close(GOING_AWAY)
+        await self.close(code)
+
+    def leave(self) -> None:
+        """Close it with 1012 as soon as nothing runs over it."""
+        self._leaving.set()
 
     async def _deliver(self, text: str) -> None:
         """Send to a client that may have left without a word: then the lane's work ends."""
@@ -272,6 +285,12 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
 
     async def _send(self, event: dict, message: dict) -> None:
         await self.send(_with_stream_id(encode_json(event).decode(), _stream_id_of(message)))
+
+
+def drain() -> None:
+    """Let go of all connections: the server is about to end (in the event loop's thread)."""
+    for connection in list(_connections):
+        connection.leave()
 
 
 def connection_is_over() -> InvalidRequest:

@@ -90,6 +90,12 @@ def set_status(response_id: str, status: str) -> None:
     rows.update(status=status)
 
 
+def put_off() -> int:
+    """Leave this process's background responses, which it could not end, to the next one."""
+    rows = StoredResponse.objects.filter(status__in=StoredResponse.ACTIVE, background=True)
+    return rows.filter(boot_id=BOOT_ID).update(status=Status.QUEUED, attempts=0)
+
+
 def close(response_id: str, owner: int | None = None) -> None:
     """End as cancelled what is active, though nobody is at it."""
     row = find(response_id, owner)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
-from inference.errors import EngineOverloaded
+from inference.errors import EngineOverloaded, ShuttingDown
 from openai_api import conversations
 from openai_api import response_rows as rows
 from openai_api.answers import Answer, Segment
@@ -23,6 +23,7 @@ FLUSH_INTERVAL_S = 1.0
 BACKGROUND_FLUSH_INTERVAL_S = 0.25  # what a killed server has not kept is generated anew
 POLL_INTERVAL_S = 0.25  # for events that another process makes
 CANCELLED = {"status": Status.CANCELLED, "incomplete_details": {"reason": "cancelled"}}
+SHUT_DOWN = {"status": Status.INCOMPLETE, "incomplete_details": {"reason": "server_shutdown"}}
 
 _running: "dict[str, Run]" = {}
 
@@ -66,7 +67,7 @@ class Run:
         self._is_stored = row.request["store"]
         self._is_open = not row._state.adding
         self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
-        self.is_done = self._is_cancelled = False
+        self.is_done = self._is_cancelled = self._is_put_off = False
         self.refusal: EngineOverloaded | None = None  # why nothing of it was generated
 
     @property
@@ -88,11 +89,7 @@ class Run:
             final, was_left = final_state(self.answer), False
         except Exception as exc:
             was_left = False
-            if not self._events.begun:  # nothing is sent yet: this can still be an HTTP error
-                self.answer.abort()
-                self._end([])
-                raise
-            final = CANCELLED if self._is_cancelled else self._failure(exc)
+            final = self._final_after(exc)
         finally:
             if was_left:  # nobody waits for it, and nothing may be waited for
                 self.answer.abort()
@@ -114,6 +111,19 @@ class Run:
         self._is_cancelled = True
         self.answer.cancel()
 
+    def _final_after(self, exc: Exception) -> dict:
+        """How it ends; raises `exc` if it does not, or has not begun."""
+        self._is_put_off = isinstance(exc, ShuttingDown) and self.row.background
+        if self._is_put_off or not self._events.begun:  # nothing sent: it can be an HTTP error
+            self.answer.abort()
+            self._end([])
+            raise exc
+        if self._is_cancelled:
+            return CANCELLED
+        if isinstance(exc, EngineOverloaded):
+            self.refusal = exc
+        return SHUT_DOWN if isinstance(exc, ShuttingDown) else failure(as_api_error(exc))
+
     def _ending(self, final: dict) -> tuple[list[Event], Callable[[], None]]:
         """The last events, and what writes them with the final row."""
         usage = response_usage(self.answer)
@@ -132,18 +142,16 @@ class Run:
 
         return last, finish
 
-    def _failure(self, exc: Exception) -> dict:
-        if isinstance(exc, EngineOverloaded):
-            self.refusal = exc
-        return failure(as_api_error(exc))
-
     def _failed(self, number: int, exc: Exception) -> Event:
         self.resource.update(failure(as_api_error(exc)), completed_at=None)
         event = {"type": "response.failed", "sequence_number": number, "response": self.resource}
         return _event(event)
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """The events with numbers above `after`: those that were, then those that come."""
+        """The events with numbers above `after`: those that were, then those that come.
+
+        Raises ShuttingDown if the rest is for the next server to generate.
+        """
         arrived = asyncio.Event()
         self._readers[arrived] = asyncio.get_running_loop()
         try:
@@ -154,6 +162,8 @@ class Run:
                     yield self.log[number]
                     number += 1
                 if self.is_done and number >= len(self.log):
+                    if self._is_put_off:
+                        raise ShuttingDown()
                     return
                 await arrived.wait()
         finally:
@@ -176,11 +186,11 @@ class Run:
         if not self._events.begun:
             for event in self._publish(self._events.start()):
                 yield event
-            if self.row.background:
-                write_later(rows.set_status, self.row.pk, Status.IN_PROGRESS)
             for item in self._first_items:
                 for event in self._publish(self._events.add(item)):
                     yield event
+        if self.row.background:
+            write_later(rows.set_status, self.row.pk, Status.IN_PROGRESS)
         async with aclosing(self.answer.segments()) as segments:
             async for segment in segments:
                 for event in self._publish(self._events.push(segment)):

@@ -150,7 +150,7 @@ def free_port() -> int:
 
 
 class LiveServer:
-    """A daphne process on the demo model, started as an operator would."""
+    """A server process on the demo model, started as an operator would."""
 
     def __init__(self, data_dir: Path, port: int, process: subprocess.Popen, log: Path) -> None:
         self.data_dir, self.port, self.process, self.log = data_dir, port, process, log
@@ -166,14 +166,16 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(data_dir: Path, **environ: str) -> Iterator[LiveServer]:
-    """`daphne nanollmserve_site.asgi:application`, ready to answer."""
+def live_server(data_dir: Path, *, serve: bool = False, **environ: str) -> Iterator[LiveServer]:
+    """`daphne nanollmserve_site.asgi:application`, or `manage.py serve`, ready to answer."""
     port, log = free_port(), data_dir / "server.log"
-    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port)]
-    settings = {"NANOLLM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"} | environ
+    asgi = ["-b", "127.0.0.1", "-p", str(port), "nanollmserve_site.asgi:application"]
+    command = ["manage.py", "serve", "--port", str(port)] if serve else ["-m", "daphne", *asgi]
+    settings = {"NANOLLM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
+    settings |= {"NANOLLM_SHUTDOWN_GRACE_S": "1"} | environ
     with log.open("a") as output:
         process = subprocess.Popen(
-            [*command, "nanollmserve_site.asgi:application"],
+            [sys.executable, *command],
             cwd=ROOT,
             env=os.environ | settings,
             stdout=output,

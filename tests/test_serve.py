@@ -151,6 +151,14 @@ def test_a_model_that_cannot_load_ends_the_server(tmp_path: Path, port: int) -> 
 # A start that succeeds
 
 
+def endless_stream() -> bytes:
+    message = {"role": "user", "content": "Tell me a story."}
+    body = {"model": "nanollmserve-demo", "messages": [message], "stream": True, "ignore_eos": True}
+    text = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}"
+    return f"{head}\r\nConnection: close\r\n\r\n".encode() + text
+
+
 @needs_demo_model
 def test_first_and_second_start(tmp_path: Path, port: int) -> None:
     url = f"http://127.0.0.1:{port}"
@@ -161,7 +169,15 @@ def test_first_and_second_start(tmp_path: Path, port: int) -> None:
         assert get(f"{url}/health")[0] == 200
         first.wait_for(f"{url}/health/ready")
         first.wait_for_output(f"ready: {url}/v1")  # a timer says it, a moment later
-        first.popen.send_signal(signal.SIGINT)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(endless_stream())
+            assert b" 200 " in client.recv(4096)
+            first.popen.send_signal(signal.SIGTERM)
+            first.wait_for_output("shutting down: 1 requests may take 30 s")
+            assert get(f"{url}/health/ready")[0] == 503
+            first.popen.send_signal(signal.SIGINT)
+            with client.makefile("rb") as rest:
+                assert b"The server is shutting down." in rest.read()
         assert first.wait() == 0
 
     with running([*DAPHNE, "-p", str(port), ASGI], tmp_path, **SMALL) as second:

@@ -16,6 +16,7 @@ from inference.errors import (
     EngineOverloaded,
     InvalidPrompt,
     PromptTooLong,
+    ShuttingDown,
 )
 from inference.request import Delta, ModelInfo, Request
 
@@ -242,6 +243,14 @@ class EngineClient:
         if self._forget(request_id):
             self._withdraw(request_id)
 
+    def dismiss(self) -> None:
+        """End what is unfinished: its readers get what has come, and then ShuttingDown."""
+        if self.status.state == "ready":
+            self.status.state, self.status.stage = "stopped", "the server is shutting down"
+        for request_id in list(self._generations):
+            self._withdraw(request_id)
+        self._fail_all(ShuttingDown())
+
     def close(self, timeout_s: float = 10) -> None:
         """Stop; what is unfinished fails."""
         raise NotImplementedError
@@ -282,8 +291,7 @@ class EngineClient:
             for generation, _ in items:
                 self.abort(generation.request.request_id)
 
-    def _fail_all(self, message: str) -> None:
-        error = EngineFailed(message)
+    def _fail_all(self, error: EngineError) -> None:
         self._publish([(request_id, error) for request_id in list(self._generations)])
 
 

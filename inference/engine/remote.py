@@ -70,7 +70,7 @@ class SocketEngine(EngineClient):
             self._loop.run_until_complete(self._session)
         self.status.state, self.status.stage = "stopped", "the engine has stopped"
         self._loop.close()
-        self._fail_all("The engine has stopped.")
+        self._fail_all(EngineFailed("The engine has stopped."))
 
     async def _stay_connected(self) -> None:
         while True:
@@ -137,7 +137,7 @@ class SocketEngine(EngineClient):
             logger.warning("%s", reason)
         self._reason = reason
         self.status.state, self.status.stage = "loading", reason
-        self._fail_all("The engine process has gone.")
+        self._fail_all(EngineFailed("The engine process has gone."))
 
     def _send_request(self, request_id: str, frame: bytes) -> None:
         if request_id not in self._generations:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from inference.engine.client import EngineClient, QueueLimits
 from inference.engine.core import EngineCore
-from inference.errors import ModelLoadError
+from inference.errors import EngineFailed, ModelLoadError
 from inference.request import ModelInfo, Request
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ThreadEngine(EngineClient):
             logger.exception("the engine has died")
         finally:
             self.status.state, self.status.stage = "stopped", "the engine has stopped"
-            self._fail_all("The engine has stopped.")
+            self._fail_all(EngineFailed("The engine has stopped."))
 
     def _run_commands(self, core: EngineCore) -> bool:
         """Do what is in the inbox; with nothing to compute, wait for it. False to stop."""

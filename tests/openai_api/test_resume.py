@@ -7,7 +7,7 @@ import pytest
 from django.db.backends.utils import CursorWrapper
 
 from inference import service
-from openai_api import runs
+from openai_api import background, runs
 from openai_api.models import EventBatch, RequestLog, StoredResponse
 from tests.helpers import scripted_engine
 from tests.openai_api.wire import DONE, Reins, event_of, exchange, is_step, read_stream
@@ -327,3 +327,32 @@ class TestLeaving:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.002)
         return log
+
+
+async def test_what_the_end_of_the_server_interrupts_is_left_to_the_next(client, engine, reins):
+    reins.allow()
+    async with exchange("/v1/responses", ASKING | {"background": True}) as answer:
+        await answer.status()
+        head = await read(answer, reins, until=8)
+        engine.dismiss()
+        reins.let_go()
+        *_, told, end = [write async for write in answer.writes()]
+    assert event_of(told)["error"]["code"] == "server_is_overloaded"
+    assert end == DONE
+
+    await background.put_off(5)
+    row = await StoredResponse.objects.aget(pk=id_of(head))
+    assert (row.status, row.attempts, row.body["input"]) == ("queued", 0, "Hi")
+
+
+async def test_what_the_end_of_the_server_interrupts_is_incomplete(client, engine, reins):
+    reins.allow()
+    async with exchange("/v1/responses", ASKING) as answer:
+        await answer.status()
+        head = await read(answer, reins, until=8)
+        engine.dismiss()
+        reins.let_go()
+        *_, last, _ = [write async for write in answer.writes()]
+    assert event_of(last)["type"] == "response.incomplete"
+    stored = await client.responses.retrieve(id_of(head))
+    assert (stored.status, stored.incomplete_details.reason) == ("incomplete", "server_shutdown")

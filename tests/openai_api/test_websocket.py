@@ -20,6 +20,7 @@ from openai.types.responses.responses_server_event import ResponsesServerEvent
 from inference import service
 from inference.request import Request, SamplingParams
 from nanollmserve_site.handlers import websocket_application
+from openai_api import consumers
 from openai_api.database import write
 from openai_api.models import RequestLog, StoredResponse
 from tests.helpers import FAILURE, scripted_engine
@@ -738,6 +739,34 @@ class TestAge:
 
         assert (await connection.last())["type"] == "response.completed"
         await self._check_closed(connection)
+
+
+class TestShutdown:
+    @pytest.fixture(autouse=True)
+    async def check_closed(self, connection):
+        yield
+        assert await connection.frame() == {"type": "websocket.close", "code": 1012}
+
+    async def test_an_idle_connection_is_closed_at_once(self, connection):
+        assert text_of(await connection.ask("one")) == "one"
+        consumers.drain()
+
+    async def test_what_runs_may_end_and_the_rest_is_refused(self, connection, script):
+        script.gate.clear()
+        await connection.begun("wait")
+        consumers.drain()
+        assert await connection.is_quiet()
+        refusal = await connection.ask("new", stream_id="b")
+        assert (refusal["status"], refusal["error"]["code"]) == (503, "server_is_overloaded")
+        script.gate.set()
+        assert text_of(await connection.last()) == "wait"
+
+    async def test_what_does_not_end_is_told(self, connection, engine):
+        await connection.begun("long", **ENDLESS)
+        consumers.drain()
+        engine.dismiss()
+        response = (await connection.last())["response"]
+        assert response["incomplete_details"] == {"reason": "server_shutdown"}
 
 
 class TestBounds:

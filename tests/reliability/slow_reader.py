@@ -1,0 +1,92 @@
+"""Clients that do not read what they asked for cost no memory, and are cut off."""
+
+import asyncio
+import socket
+import time
+
+from tests.helpers import LiveServer
+from tests.reliability.programme import (
+    MODEL,
+    a_server,
+    head,
+    idle_after,
+    memory,
+    num_descriptors,
+    result,
+)
+
+MIB = 2**20
+
+
+async def run(n: int = 50, num_tokens: int = 2500, send_timeout_s: float = 5) -> dict:
+    """Each asks for the same stored stream, of about 2 kB for a token."""
+    limit = {"NANOLLM_SEND_TIMEOUT_S": str(send_timeout_s)}
+    with a_server(**limit) as live:
+        path, size = await asyncio.to_thread(stored_stream, live, num_tokens)
+        await asyncio.to_thread(read, live, path)
+        before, descriptors = memory(live), num_descriptors(live)
+        readers = [ask(live, path) for _ in range(n)]
+        peak = await highest(live, send_timeout_s / 2)
+        started = time.monotonic()
+        while num_descriptors(live) > descriptors + 2 and time.monotonic() - started < 60:
+            await asyncio.sleep(0.1)
+        cut_off_s = time.monotonic() - started + send_timeout_s / 2
+        for reader in readers:
+            reader.close()
+        idle_s = await idle_after(live)
+    figures = {
+        "readers": n,
+        "stream_mib": round(size / MIB, 1),
+        "growth_mib": round((peak - before) / MIB, 1),
+        "cut_off_after_s": round(cut_off_s, 1),
+    }
+    return result(
+        "slow_reader",
+        figures,
+        {
+            "the streams are long enough": size > 4 * MIB,
+            "memory is bounded": figures["growth_mib"] <= 64,
+            "cut off in time": cut_off_s <= send_timeout_s + 5,
+            "the engine is idle": idle_s < 1,
+        },
+    )
+
+
+def stored_stream(server: LiveServer, num_tokens: int) -> tuple[str, int]:
+    """The path of a stream that is stored, and how many bytes it has."""
+    created = server.client.responses.create(
+        model=MODEL,
+        input="Tell me a long story.",
+        max_output_tokens=num_tokens,
+        background=True,
+        top_logprobs=20,
+        include=["message.output_text.logprobs"],
+        extra_body={"ignore_eos": True},
+    )
+    path = f"/v1/responses/{created.id}?stream=true"
+    return path, read(server, path)
+
+
+def read(server: LiveServer, path: str) -> int:
+    """How many bytes a stream has, for one who reads it."""
+    size = 0
+    with ask(server, path) as client:
+        while data := client.recv(MIB):
+            size += len(data)
+    return size
+
+
+def ask(server: LiveServer, path: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=120)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    client.sendall(head(path, 0, "GET"))
+    return client
+
+
+async def highest(server: LiveServer, seconds: float) -> int:
+    """The most memory that the server has meanwhile."""
+    peak, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        peak = max(peak, memory(server))
+        await asyncio.sleep(0.1)
+    return peak

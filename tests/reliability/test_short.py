@@ -1,0 +1,43 @@
+"""The programmes in short: what they check, on less of everything."""
+
+import pytest
+
+from tests.helpers import live_server
+from tests.reliability import burst, disconnect, kill9, sigterm, slow_upload
+
+UPLOAD_TIMEOUT_S = 2
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    settings = {"NANOLLM_MAX_NUM_SEQS": "8", "NANOLLM_UPLOAD_TIMEOUT_S": str(UPLOAD_TIMEOUT_S)}
+    with live_server(tmp_path_factory.mktemp("live"), serve=True, **settings) as server:
+        yield server
+
+
+def check(result, *but_for):
+    """Times are for a machine that has nothing else to do."""
+    assert not set(result["missed"]) - set(but_for), result
+
+
+def test_burst(server):
+    check(burst.run(connections=200, rounds=1, server=server), "connected in time")
+
+
+async def test_disconnect(server):
+    result = await disconnect.run(n=60, single=3, server=server)
+    check(result, "one alone within a step and 100 ms", "idle within 1 s of the last")
+    assert result["figures"]["freed_s"] < 20
+
+
+async def test_slow_upload(server):
+    result = await slow_upload.run(n=20, upload_timeout_s=UPLOAD_TIMEOUT_S, server=server)
+    check(result, "others are not slower")
+
+
+async def test_sigterm():
+    check(await sigterm.run(streams=16, half_uploads=3, grace_s=1.5), "in time")
+
+
+async def test_kill9():
+    check(await kill9.run(cycles=1, clients=8, alive_s=1.5))
