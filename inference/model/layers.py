@@ -1,4 +1,4 @@
-"""Layers over the compiled kernels, to stand in for Hugging Face's own."""
+"""Faster layers, most of them over the compiled kernels, to stand in for Hugging Face's own."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from inference.model.kernels import cpu
+from inference.model.kernels.weights import GROUP, PANEL, interleave, packed, stack
 
-PANEL = 64  # output columns that lie together in memory, as cpu.cpp wants them
+BITS: dict[str | None, int] = {"int4": 4, "int8": 8}
+MULTIPLES = {"int4": GROUP, "int8": 16, "fp8": 16, None: 2}  # of the number of a layer's inputs
+FP8 = torch.float8_e4m3fn
+MOST_FP8 = torch.finfo(FP8).max
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class PackedLinear(nn.Module):
     """One or more linear layers over the same input, in the order in which memory is read.
 
-    With `gated` there are two, x and y, and the answer is silu(x) * y. With `quantize` weights are
-    int8 with a scale per output column, and inputs become int8 with a scale per row. `out_dtype`
-    is that of the weights, or float32.
+    With `gated` there are two, x and y, and the answer is silu(x) * y. With quantization "int8"
+    weights are int8 with a scale per output column, and inputs become int8 with a scale per row;
+    with "int4" groups of 32 of either have a scale each. `out_dtype` is that of the weights, or
+    float32, which int4 does not have.
     """
 
     def __init__(
@@ -26,7 +32,7 @@ class PackedLinear(nn.Module):
         linears: Sequence[nn.Linear],
         *,
         gated: bool = False,
-        quantize: bool = False,
+        quantization: str | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -34,28 +40,20 @@ class PackedLinear(nn.Module):
         self.in_features = linears[0].in_features
         self.out_features = sum(len(weight) for weight in weights) // (2 if gated else 1)
         self.dtype = weights[0].dtype
-        self.is_quantized = quantize
+        self.bits = BITS.get(quantization, 8 * self.dtype.itemsize)
         self._out_dtype = out_dtype or self.dtype
-        kernel = kernel_for(self.dtype, quantize, self._out_dtype)
+        kernel = kernel_for(self.dtype, quantization, self._out_dtype)
         assert kernel is not None, "only what can_pack is packed"
         self._kernel = kernel
         arrange = interleave if gated else stack
-        self._bias = self._scales = self._column_sums = None
-        if quantize:
-            pairs = [quantized(weight) for weight in weights]
-            weights = [weight for weight, _ in pairs]
-            self._scales = arrange([scale for _, scale in pairs])
-            self._column_sums = arrange([weight.sum(1, dtype=torch.int32) for weight in weights])
+        tensors = packed(weights, arrange, quantization)
         if linears[0].bias is not None:
-            self._bias = arrange([linear.bias.detach().float() for linear in linears])
-        self._panels = panels(arrange(weights))
+            tensors["bias"] = arrange([linear.bias.detach().float() for linear in linears])
+        self._tensors = tensors  # alive as long as their addresses are in use
         self.arguments = cpu.LinearArguments(
-            panels=self._panels.data_ptr(),
-            bias=address(self._bias),
-            scales=address(self._scales),
-            column_sums=address(self._column_sums),
-            columns=self._panels.shape[0] * PANEL,
-            depth=self._panels.shape[1],
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+            columns=-(-self.out_features * (2 if gated else 1) // PANEL) * PANEL,
+            depth=tensors["panels"].shape[1],
             out_stride=self.out_features,
             gated=gated,
         )
@@ -74,63 +72,86 @@ class PackedLinear(nn.Module):
         return out
 
 
-def can_pack(linear: nn.Module, *, quantize: bool = False) -> bool:
-    """Whether a PackedLinear can replace it."""
-    return (
-        type(linear) is nn.Linear
-        and linear.weight.device.type == "cpu"
-        and linear.in_features % (16 if quantize else 2) == 0
-        and kernel_for(linear.weight.dtype, quantize) is not None
-    )
+def can_pack(linear: nn.Module, quantization: str | None = None) -> bool:
+    """Whether `faster` can replace it."""
+    if type(linear) is not nn.Linear or linear.in_features % MULTIPLES[quantization]:
+        return False
+    if quantization == "fp8":
+        return linear.out_features % MULTIPLES[quantization] == 0
+    weight = linear.weight
+    return weight.device.type == "cpu" and kernel_for(weight.dtype, quantization) is not None
+
+
+def faster(
+    linears: Sequence[nn.Linear],
+    quantization: str | None = None,
+    *,
+    gated: bool = False,
+    is_head: bool = False,
+) -> "PackedLinear | Fp8Linear":
+    if quantization == "fp8":
+        return Fp8Linear(linears, gated=gated)
+    # Logits are wanted as float32: rounding them would only be undone
+    out_dtype = torch.float32 if is_head else None
+    return PackedLinear(linears, gated=gated, quantization=quantization, out_dtype=out_dtype)
 
 
 def kernel_for(
-    dtype: torch.dtype, quantize: bool, out_dtype: torch.dtype | None = None
+    dtype: torch.dtype, quantization: str | None = None, out_dtype: torch.dtype | None = None
 ) -> cpu.Kernel | None:
     """The kernel for weights of that kind, if this CPU has the instructions for it."""
     name = NAMES.get(dtype, "none")
-    weights = "int8" if quantize else name
-    return cpu.kernel(f"linear_{weights}_{name}_{NAMES.get(out_dtype or dtype)}")
+    return cpu.kernel(f"linear_{quantization or name}_{name}_{NAMES.get(out_dtype or dtype)}")
 
 
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`[N, K]` int8 and the scale of each row, `[N]`."""
-    scale = weight.abs().amax(1).float().clamp_min(1e-12) / 127
-    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+class Fp8Linear(nn.Module):
+    """One or more linear layers over the same input, in float8, which GPUs multiply fastest.
+
+    Each output has a scale, and each row of inputs gets one. With `gated` as PackedLinear. Nothing
+    here waits for results, so it can be compiled and recorded.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], *, gated: bool = False) -> None:
+        super().__init__()
+        self._gated = gated
+        weights = [linear.weight.detach() for linear in linears]
+        quantized = [to_fp8(weight) for weight in weights]
+        self.register_buffer("weight", torch.cat([weight for weight, _ in quantized]))
+        self.register_buffer("scales", torch.cat([scales for _, scales in quantized]).t())
+        has_bias = linears[0].bias is not None
+        biases = [linear.bias.detach().bfloat16() for linear in linears] if has_bias else None
+        self.register_buffer("bias", torch.cat(biases) if biases else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        rows, scales = to_fp8(x.flatten(0, -2))
+        out = torch._scaled_mm(
+            rows,
+            self.weight.t(),
+            scale_a=scales,
+            scale_b=self.scales,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,  # the only one that there is with scales for rows
+            use_fast_accum=True,
+        )
+        out = out.to(x.dtype).view(*x.shape[:-1], -1)
+        if not self._gated:
+            return out
+        gate, up = out.chunk(2, dim=-1)
+        return functional.silu(gate) * up
 
 
-def stack(parts: Sequence[Tensor]) -> Tensor:
-    """`[sum of N, ...]`, with zeros up to a whole number of panels."""
-    return padded(torch.cat(list(parts)), PANEL)
-
-
-def interleave(parts: Sequence[Tensor]) -> Tensor:
-    """Half a panel of the first, half a panel of the second, and so on."""
-    halves = [padded(part, PANEL // 2).unflatten(0, (-1, PANEL // 2)) for part in parts]
-    return torch.cat(halves, dim=1).flatten(0, 1)
-
-
-def padded(part: Tensor, step: int) -> Tensor:
-    missing = -len(part) % step
-    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
-
-
-def panels(weight: Tensor) -> Tensor:
-    """`[N, K]` as `[N / 64, K in int32, 64]`: each lane's dword beside the next column's."""
-    dwords = weight.contiguous().view(torch.int32)
-    columns = dwords.view(-1, PANEL, dwords.shape[1]).transpose(1, 2)
-    return cpu.zeros(columns.shape, torch.int32).copy_(columns)
-
-
-def address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N, K]` in float8, and the scale of each row, `[N, 1]`."""
+    scales = rows.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / MOST_FP8
+    return (rows.float() / scales).to(FP8), scales
 
 
 class SharedLinear:
     """Linear layers that are computed together when the first of them is called."""
 
-    def __init__(self, linears: Sequence[nn.Linear], *, quantize: bool = False) -> None:
-        self.packed = PackedLinear(linears, quantize=quantize)
+    def __init__(self, linears: Sequence[nn.Linear], quantization: str | None = None) -> None:
+        self.packed = faster(linears, quantization)
         self._sizes = [linear.out_features for linear in linears]
         self._kept = threading.local()  # of each thread: the input, and the outputs for it
 
@@ -157,10 +178,10 @@ class LinearPart(nn.Module):
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x))"""
 
-    def __init__(self, mlp: nn.Module, *, quantize: bool = False) -> None:
+    def __init__(self, mlp: nn.Module, quantization: str | None = None) -> None:
         super().__init__()
-        self.gate_up = PackedLinear([mlp.gate_proj, mlp.up_proj], gated=True, quantize=quantize)
-        self.down = PackedLinear([mlp.down_proj], quantize=quantize)
+        self.gate_up = faster([mlp.gate_proj, mlp.up_proj], quantization, gated=True)
+        self.down = faster([mlp.down_proj], quantization)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.gate_up(x))

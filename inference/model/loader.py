@@ -31,7 +31,7 @@ from transformers import (
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import attention, parity
-from inference.model.layers import can_pack
+from inference.model.layers import can_pack, kernel_for
 from inference.model.memory import available_memory, readable
 from inference.model.optimize import optimize
 from inference.model.paged import LayerSpec
@@ -45,6 +45,7 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tikto
 NOT_DOWNLOADED = ["*/*", "consolidated*"]  # other formats of the same weights
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 UNSTATED_MODEL_LEN = 2048
+FP8_CAPABILITY = (8, 9)  # of products with a scale for each row
 NUM_ACTIVATION_BYTES = 256 * 2**20
 
 
@@ -76,6 +77,7 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     Raises ModelLoadError for everything that keeps it from being served.
     """
     device = pick_device(config.device)
+    check_quantization(config, device)
     folder = find_checkpoint(config, report)
     hf_config = read_config(config, folder)
     dtype = pick_dtype(config.dtype, hf_config, device)
@@ -134,6 +136,21 @@ def pick_device(wanted: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(f"There is no device {wanted} on this machine: use --device cpu.")
     return device
+
+
+def check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raises ModelLoadError if no model can be quantized so on the device."""
+    wanted, reason = config.quantization, None
+    if wanted == "fp8" and device.type == "cpu":
+        reason = "a CPU multiplies float8 slowly, and has int8 and int4"
+    elif wanted == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        reason = "this takes a GPU of compute capability 8.9 or more"
+    elif wanted in ("int8", "int4") and device.type != "cpu":
+        reason = "this is for CPUs, and a GPU has fp8"
+    elif wanted in ("int8", "int4") and kernel_for(torch.float32, wanted) is None:
+        reason = "this takes a CPU with AVX512-VNNI, and a C++ compiler"
+    if reason is not None:
+        raise not_quantized(config, reason)
 
 
 def find_checkpoint(config: EngineConfig, report: Report) -> Path:
@@ -296,23 +313,24 @@ def has_fast_layers(
     token_ids: list[int],
     logits: Tensor,
 ) -> bool:
-    """Give a paged model on the CPU faster layers; False, with a warning, if that broke it.
+    """Give a paged model faster layers; False, with a warning, if that broke it.
 
     Raises ModelLoadError if it cannot be quantized as configured.
     """
-    quantize = config.quantization is not None
-    if quantize and not any(can_pack(module, quantize=True) for module in model.modules()):
-        raise not_quantized(config, "this takes a CPU with AVX512-VNNI, and a C++ compiler")
-    optimize(model, quantize=quantize)
-    tolerance = parity.QUANTIZED_TOLERANCE if quantize else None
+    quantization = config.quantization
+    if quantization and not any(can_pack(module, quantization) for module in model.modules()):
+        raise not_quantized(config, "none of its layers has the shape and dtype for it")
+    optimize(model, quantization)
+    tolerance = parity.QUANTIZED_TOLERANCE[quantization] if quantization else None
     difference = parity.difference(model, layers, token_ids, logits, tolerance)
-    if difference is not None and quantize:
+    if difference is not None and quantization:
         raise not_quantized(config, difference)
     if difference is not None:
         logger.warning("%s runs with its own, slower layers: %s.", config.model, difference)
         return False
+    apart = parity.paged_logits(model, layers, token_ids)
     if (fused := fuse(model, layers)) is not None and (
-        difference := parity.difference(model, layers, token_ids, logits, tolerance)
+        difference := parity.difference(model, layers, token_ids, apart)
     ):
         logger.info("the layers of %s stay apart: %s.", config.model, difference)
         fused.undo()

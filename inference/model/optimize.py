@@ -17,67 +17,69 @@ from inference.model.kernels import cpu
 from inference.model.layers import (
     GatedMLP,
     LinearPart,
-    PackedLinear,
     RMSNorm,
     Rotary,
     SharedLinear,
     can_pack,
+    faster,
 )
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # over the same input
 MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
+# The error of the head shows most: it is spared what the layers have to bear
+HEADS: dict[str | None, str | None] = {"int4": "int8", "fp8": None}
 ROTARY = "apply_rotary_pos_emb"
 EPS_NAMES = ("variance_epsilon", "eps")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @torch.inference_mode()
-def optimize(model: PreTrainedModel, *, quantize: bool = False) -> int:
+def optimize(model: PreTrainedModel, quantization: str | None = None) -> int:
     """Replace what can be replaced; how many modules that were."""
-    if cpu.library() is None:
+    on_cpu = model.device.type == "cpu" and cpu.library() is not None
+    if not on_cpu and quantization != "fp8":
         return 0
     replaced = 0
     head = model.get_output_embeddings()
-    for module in list(model.modules()):
+    for module in model.modules():  # as it goes: what was replaced is not looked into
         for name, child in list(module.named_children()):
-            if is_gated_mlp(child) and packable(child, MLP_PARTS, quantize):
-                setattr(module, name, GatedMLP(child, quantize=quantize))
-            elif (norm := fast_norm(child)) is not None:
+            if is_gated_mlp(child) and packable(child, MLP_PARTS, quantization):
+                setattr(module, name, GatedMLP(child, quantization))
+            elif on_cpu and (norm := fast_norm(child)) is not None:
                 setattr(module, name, norm)
             else:
                 continue
             replaced += 1
-        replaced += share_siblings(module, quantize) + use_fast_rotary(module, model.dtype)
+        replaced += share_siblings(module, quantization)
+        replaced += on_cpu and use_fast_rotary(module, model.dtype)
         for name, child in list(module.named_children()):
-            if can_pack(child, quantize=quantize):
-                # Logits are wanted as float32: rounding them would only be undone
-                out_dtype = torch.float32 if child is head else None
-                packed = PackedLinear([child], quantize=quantize, out_dtype=out_dtype)
-                setattr(module, name, packed)
+            own = HEADS.get(quantization, quantization) if child is head else quantization
+            if can_pack(child, own):
+                setattr(module, name, faster([child], own, is_head=child is head))
                 replaced += 1
     return replaced
 
 
-def packable(module: nn.Module, names: tuple[str, ...], quantize: bool) -> bool:
+def packable(module: nn.Module, names: tuple[str, ...], quantization: str | None) -> bool:
     """Whether it has all these linear layers, all alike in dtype and in having a bias."""
     layers = [getattr(module, name, None) for name in names]
     kinds = {
         (layer.weight.dtype, layer.bias is None)
         for layer in layers
-        if isinstance(layer, nn.Linear) and can_pack(layer, quantize=quantize)
+        if isinstance(layer, nn.Linear) and can_pack(layer, quantization)
     }
-    return len(kinds) == 1 and all(can_pack(layer, quantize=quantize) for layer in layers)
+    return len(kinds) == 1 and all(can_pack(layer, quantization) for layer in layers)
 
 
-def share_siblings(module: nn.Module, quantize: bool) -> int:
+def share_siblings(module: nn.Module, quantization: str | None) -> int:
     """Fuse projections of the same input."""
     replaced = 0
     for names in SIBLINGS:
-        if not packable(module, names, quantize):
+        if not packable(module, names, quantization):
             continue
         layers = [getattr(module, name) for name in names]
         if len({layer.in_features for layer in layers}) == 1:
-            shared = SharedLinear(layers, quantize=quantize)
+            shared = SharedLinear(layers, quantization)
             for index, name in enumerate(names):
                 setattr(module, name, LinearPart(shared, index))
             replaced += len(names)

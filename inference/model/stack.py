@@ -99,7 +99,7 @@ class DecoderStack(nn.Module):
             num_kv_heads=spec.num_kv_heads,
             dim=spec.k_head_dim,
             is_bf16=shared.packed.dtype == torch.bfloat16,
-            is_int8=shared.packed.is_quantized,
+            bits=shared.packed.bits,
         )
 
     def forward(

@@ -1,6 +1,7 @@
 """Packed and fused layers against torch's and transformers' own, and what is replaced by them."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_
 
 from inference.config import EngineConfig
 from inference.errors import ModelLoadError
-from inference.model import loader, optimize
+from inference.model import loader, optimize, parity
 from inference.model.kernels import cpu
 from inference.model.layers import (
+    Fp8Linear,
     GatedMLP,
     LinearPart,
     PackedLinear,
     Rotary,
     SharedLinear,
+    can_pack,
     kernel_for,
 )
 from inference.model.loader import load_model
@@ -66,7 +69,7 @@ def exact(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_linear(dtype, sizes, bias):
-    if kernel_for(dtype, quantize=False) is None:
+    if kernel_for(dtype) is None:
         pytest.skip("needs AVX512-BF16")
     layers = make_linears(dtype, sizes, bias=bias)
     packed, gated = PackedLinear(layers), PackedLinear(layers, gated=True)
@@ -82,18 +85,68 @@ def test_packed_linear(dtype, sizes, bias):
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_int8_linear(dtype, sizes):
-    if not optimize.can_pack(make_linears(dtype, sizes)[0], quantize=True):
+    if not can_pack(make_linears(dtype, sizes)[0], "int8"):
         pytest.skip("needs AVX512-VNNI")
     layers = make_linears(dtype, sizes, bias=True)
-    packed = PackedLinear(layers, quantize=True)
+    packed = PackedLinear(layers, quantization="int8")
     for num_rows in NUM_ROWS:
         x = torch.randn(num_rows, sizes[0]).to(dtype)
         x[:1] = 0
         assert error(packed(x), torch.cat([exact(layer, x) for layer in layers], -1)) < 0.02
 
 
+def dequantized(weight: torch.Tensor) -> torch.Tensor:
+    """What 4 bits leave of each weight: one of 16 steps of its group, from -8 to 7 of them."""
+    rounded = weight.float().clone()
+    for row in rounded:
+        for group in row.split(32):
+            step = (group[group.abs().argmax()] / -8).bfloat16().float()
+            group.copy_((group / step).round().clamp(-8, 7) * step)
+    return rounded
+
+
+def exact_in_int8(num_rows: int, num_columns: int) -> torch.Tensor:
+    """Inputs that lose nothing as multiples of a 127th of the largest of 32."""
+    x = torch.randint(-126, 127, (num_rows, num_columns // 32, 32)).float()
+    x[..., 5] = 127
+    return (x * 2.0 ** torch.randint(-3, 4, (num_rows, num_columns // 32, 1))).flatten(1)
+
+
+@pytest.mark.parametrize("sizes", [(32, 1), (64, 64), (96, 100), (1056, 65), (2080, 33)])
+def test_int4_linear(sizes):
+    if kernel_for(torch.float32, "int4") is None:
+        pytest.skip("needs AVX512-VNNI")
+    layers = make_linears(torch.float32, sizes, bias=True)
+    packed = PackedLinear(layers, quantization="int4")
+    gated = PackedLinear(layers, quantization="int4", gated=True)
+    for layer in layers:
+        layer.weight.copy_(dequantized(layer.weight))
+    for num_rows in NUM_ROWS:
+        x = exact_in_int8(num_rows, sizes[0])
+        first, second = (exact(layer, x) for layer in layers)
+        assert error(packed(x), torch.cat([first, second], -1)) < 3e-6
+        assert error(gated(x), F.silu(first) * second) < 3e-6
+        x = torch.randn(num_rows, sizes[0])
+        x[:, :3] *= 1000  # as models have them; other groups do not suffer
+        x[:1] = 0
+        assert error(packed(x), torch.cat([exact(layer, x) for layer in layers], -1)) < 0.01
+        assert error(packed(x)[:1], packed(x[:1])) == 0  # whatever the rest of the batch
+
+
+def test_int4_of_what_has_no_scale():
+    if kernel_for(torch.bfloat16, "int4") is None:
+        pytest.skip("needs AVX512-VNNI")
+    layers = make_linears(torch.bfloat16, (64, 64))
+    layers[0].weight[:, :32] = 0
+    layers[0].weight[3] = 1e-30
+    x = torch.ones(2, 64).bfloat16()
+    out = PackedLinear(layers[:1], quantization="int4")(x)
+    layers[0].weight.copy_(dequantized(layers[0].weight).nan_to_num())
+    assert error(out, exact(layers[0], x)) < ERRORS[torch.bfloat16]
+
+
 def test_logits_are_not_rounded():
-    if kernel_for(torch.bfloat16, quantize=False) is None:
+    if kernel_for(torch.bfloat16) is None:
         pytest.skip("needs AVX512-BF16")
     (layer, _) = make_linears(torch.bfloat16, (1040, 130))
     x = torch.randn(3, 1040).bfloat16()
@@ -196,28 +249,104 @@ def test_no_linear_layer_of_a_family_is_left(family):
         assert isinstance(layer.self_attn.q_proj, LinearPart)
 
 
-def test_int8_of_a_whole_model(tmp_path):
+@pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
+def test_a_whole_model_quantized(tmp_path, quantization, bits):
     save_model(tmp_path, "qwen3")
-    config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8")
-    if cpu.kernel("linear_int8_f32_f32") is None:
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantization=quantization)
+    if kernel_for(torch.float32, quantization) is None:
         with pytest.raises(ModelLoadError, match="this takes a CPU with AVX512-VNNI"):
             load_model(config, silent)
         return
-    layers = [m for m in load_model(config, silent).model.modules() if is_packed(m)]
+    model = load_model(config, silent).model
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == 3 * 3 + 1  # o_proj, gate and up, down; the head
-    assert all(layer._scales is not None for layer in layers)
+    assert {layer.bits for layer in layers if layer is not model.lm_head} == {bits}
+    assert model.lm_head.bits == 8
 
 
-def is_packed(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear)
-
-
-@pytest.mark.parametrize("changes", [{"family": "mamba"}, {"family": "qwen3", "dtype": "float16"}])
-def test_what_cannot_be_quantized_is_refused(changes, tmp_path):
-    save_model(tmp_path, changes.pop("family"))
-    config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int8", **changes)
-    with pytest.raises(ModelLoadError, match="cannot be served with quantization int8"):
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"family": "mamba"}, "it keeps recurrent state"),
+        ({"dtype": "float16"}, "none of its layers has the shape and dtype for it"),
+        ({"quantization": "fp8"}, "and has int8 and int4"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused(changes, reason, tmp_path):
+    save_model(tmp_path, changes.pop("family", "qwen3"))
+    config = EngineConfig(
+        **{"model": str(tmp_path), "device": "cpu", "quantization": "int8"} | changes
+    )
+    problem = f"cannot be served with quantization {config.quantization}: .*{reason}"
+    with pytest.raises(ModelLoadError, match=problem):
         load_model(config, silent)
+
+
+def test_a_model_that_does_not_bear_it_is_refused(tmp_path, monkeypatch):
+    if kernel_for(torch.float32, "int4") is None:
+        pytest.skip("needs AVX512-VNNI")
+    save_model(tmp_path, "qwen3")
+    monkeypatch.setitem(parity.QUANTIZED_TOLERANCE, "int4", 0.05)
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantization="int4")
+    with pytest.raises(ModelLoadError, match=r"quantization int4: the logits .* are off by"):
+        load_model(config, silent)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "capability", "problem"),
+    [
+        ("int4", (9, 0), "this is for CPUs, and a GPU has fp8"),
+        ("fp8", (8, 6), "capability 8.9 or more"),
+        ("fp8", (8, 9), None),
+        ("fp8", (9, 0), None),
+        (None, (8, 6), None),
+    ],
+)
+def test_which_gpu_takes_which_quantization(monkeypatch, quantization, capability, problem):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    config = EngineConfig(quantization=quantization)
+    with nullcontext() if problem is None else pytest.raises(ModelLoadError, match=problem):
+        loader.check_quantization(config, torch.device("cuda"))
+
+
+def in_fp8(rows: torch.Tensor) -> torch.Tensor:
+    """What float8 leaves of each row, the largest of which becomes 448."""
+    scales = rows.float().abs().amax(-1, keepdim=True) / 448
+    return (rows.float() / scales).to(torch.float8_e4m3fn).float() * scales
+
+
+class InFp8(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(in_fp8(x), in_fp8(self.weight), bias).bfloat16()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])  # without biases, and with
+def test_fp8_of_a_whole_model(family, monkeypatch):
+    """As a GPU would have it: float8 layers, fused, beside the model's own for everything else."""
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    model, oracle, plain = (make_model(family).bfloat16() for _ in range(3))
+    for module in oracle.model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = InFp8
+    assert optimize.optimize(model, "fp8") == 3 * 5
+    assert isinstance(model.model.layers[0].mlp.down, Fp8Linear)
+    assert type(model.lm_head) is nn.Linear
+
+    token_ids = torch.tensor([random_prompt(20)])
+    wanted = oracle(token_ids).logits.float()
+    assert error(model(token_ids).logits, wanted) < 0.01
+    assert error(plain(token_ids).logits, wanted) > 0.1
+
+
+def test_fp8_can_be_compiled_as_one_graph(monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    model = make_model("qwen2", num_hidden_layers=1).bfloat16()
+    optimize.optimize(model, "fp8")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for length in (7, 12):
+        token_ids = torch.tensor([random_prompt(length)])
+        assert torch.equal(compiled(token_ids).logits, model(token_ids).logits)
 
 
 def test_a_model_that_needs_its_own_layers_gets_them_back(tmp_path, caplog):

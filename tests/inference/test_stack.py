@@ -19,16 +19,23 @@ from tests.inference.tiny_models import FAMILIES, VOCAB_SIZE, make_model, save_m
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler")
 
 KNOWN = ("qwen3", "llama", "qwen2", "mistral")
-KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+KINDS: dict[str, tuple[torch.dtype, str | None]] = {
+    "float32": (torch.float32, None),
+    "bfloat16": (torch.bfloat16, None),
+    "int8": (torch.bfloat16, "int8"),
+    "int4": (torch.bfloat16, "int4"),
+    "int4 of float32": (torch.float32, "int4"),
+}
 
 
 def make_fast(family: str, kind: str = "float32", **changes):
     """A model with fast layers, still apart, and what is known of them."""
     facts = {} if family == "deepseek_v3" else {"head_dim": 32}
-    model = make_model(family, **facts | changes).to(KINDS[kind])
+    dtype, quantization = KINDS[kind]
+    model = make_model(family, **facts | changes).to(dtype)
     specs = parity.find_layers(model)
     model.set_attn_implementation(attention.NAME)
-    optimize(model, quantize=kind == "int8")
+    optimize(model, quantization)
     return model, specs
 
 
@@ -53,7 +60,7 @@ def logits_of(model, specs) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", KNOWN)
 def test_nothing_changes(family, kind):
-    if kernel_for(KINDS[kind], quantize=kind == "int8") is None:
+    if kernel_for(*KINDS[kind]) is None:
         pytest.skip("this CPU lacks the instructions")
     model, specs = make_fast(family, kind)
     wanted = logits_of(model, specs)

@@ -724,11 +724,11 @@ static constexpr long CHUNK_DEPTH = 512;  // dwords: a panel's part stays in L2
 
 struct Linear {  // as in cpu.py
     const void *input;           // [rows, K]
-    const int32_t *panels;
+    const int32_t *panels;       // int4: of Blocks
     const float *bias, *scales;  // [columns] or null; int8: of each column
     const int32_t *column_sums;  // int8: of each column's weights
     void *out;                   // [rows, columns], half of the columns if gated
-    int64_t rows, columns, depth, out_stride, num_threads;
+    int64_t rows, columns, depth, out_stride, num_threads;  // depth in dwords; int4: in GROUPs
     int64_t gated;  // each panel has 32 columns x and then 32 y: the answer is silu(x) * y
 };
 
@@ -843,6 +843,123 @@ static void linear(const Linear &args) {
     }
 }
 
+#ifdef __AVX512VNNI__
+// ---- Linear layers of 4-bit weights ----
+
+// Each GROUP of a column's weights has a scale of its own, and so has each GROUP of a row's inputs:
+// sums of integers become floats after every group. Half a panel and MR rows fill the registers, so
+// halves lie apart, as [K / GROUP] blocks.
+static constexpr long GROUP = 32, HALF = PANEL / 2;
+
+struct Block {  // GROUP weights of each column: (nibble - 8) * scale
+    int32_t nibbles[GROUP / 8][HALF];  // of a dword's, the low ones are 4 weights, the high ones 4 more
+    bf16 scales[HALF];
+};
+
+struct Inputs {  // quad * scale
+    int32_t quads[GROUP / 4];
+    float scale;
+    int32_t offset;  // makes up for the 8 in each nibble
+};
+
+template <class T> static void quantize_group(const T *x, Inputs &to) {
+    F16 low = load(x), high = load(x + LANES);
+    float scale = reduce(larger(larger(low, -low), larger(high, -high)), larger) / 127;
+    float factor = scale > 0 ? 1 / scale : 0;
+    const F16 magic = F16{} + 12582912.0f;  // as in `quantize`
+    I16 rounded[2] = {(I16)(low * factor + magic), (I16)(high * factor + magic)};
+    typedef uint8_t U8 __attribute__((vector_size(16), aligned(1), may_alias));
+    for (int i = 0; i < 2; i++)
+        *(U8 *)(to.quads + 4 * i) = __builtin_convertvector(rounded[i] & 255, U8);
+    F16 total = __builtin_convertvector(rounded[0] + rounded[1] - 2 * (I16)magic, F16);
+    to.scale = scale, to.offset = -8 * (int32_t)reduce(total, sum);
+}
+
+// M rows by half a panel, all of their depth.
+template <int M> static void micro4(const Inputs *rows, const Block *blocks, long depth, float *sums) {
+    constexpr int N = HALF / LANES;
+    F16 totals[M][N] = {};
+    for (long g = 0; g < depth; g++) {
+        const Block &block = blocks[g];
+        // One line of a block leads the hardware's own prefetch over pages' ends, which is fastest
+        // where nothing is computed meanwhile.
+#pragma GCC unroll 16
+        for (long line = 0; line < (M > 2 ? (long)sizeof(Block) : LINE); line += LINE)
+            __builtin_prefetch((const char *)(blocks + g + 24) + line);
+        I16 added[M][N];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) added[m][n] = I16{} + rows[m * depth + g].offset;
+#pragma GCC unroll 8
+        for (int k = 0; k < GROUP / 4; k++) {
+            I16 columns[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) {
+                I16 both = *(const I16 *)(block.nibbles[k / 2] + n * LANES);
+                columns[n] = (k % 2 ? both >> 4 : both) & 0x0f0f0f0f;
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) {
+                I16 row = I16{} + rows[m * depth + g].quads[k];
+#pragma GCC unroll 8
+                for (int n = 0; n < N; n++)
+                    added[m][n] = Quads::add_product(added[m][n], columns[n], row);
+            }
+        }
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) {
+            F16 scale = load(block.scales + n * LANES);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++)
+                totals[m][n] += __builtin_convertvector(added[m][n], F16)
+                                * (scale * rows[m * depth + g].scale);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) store(sums + m * PANEL + n * LANES, totals[m][n]);
+}
+
+template <int M = MR>
+static void some_rows4(const Inputs *rows, long count, const Block *blocks, long depth, float *sums) {
+    if constexpr (M > 0) {
+        if (count >= M) return micro4<M>(rows, blocks, depth, sums);
+        some_rows4<M - 1>(rows, count, blocks, depth, sums);
+    }
+}
+
+template <class T> static void linear4(const Linear &args) {
+    const long depth = args.depth, num_panels = args.columns / PANEL;
+    const long num_chunks = (args.rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    if (num_chunks == 0) return;
+    const long chunk = round_up((args.rows + num_chunks - 1) / num_chunks, MR);
+    Inputs *inputs = (Inputs *)scratch(ROWS, args.rows * depth * sizeof(Inputs) / 4);
+    Shares shares(args.num_threads, num_panels * num_chunks);
+#pragma omp parallel num_threads(args.num_threads)
+    {
+#pragma omp for schedule(static)
+        for (long g = 0; g < args.rows * depth; g++)
+            quantize_group((const T *)args.input + g * GROUP, inputs[g]);
+        float *sums = (float *)scratch(TILE, CHUNK_ROWS * PANEL);
+        for (long i; (i = shares.take(omp_get_thread_num())) >= 0;) {
+            const long panel = i / num_chunks, first = i % num_chunks * chunk;
+            const long rows = std::min(chunk, args.rows - first), tiles = (rows + MR - 1) / MR;
+            const long even = (rows + tiles - 1) / tiles;
+            for (long half = 0; half < 2; half++)
+                for (long r = 0; r < rows; r += even)
+                    some_rows4(inputs + (first + r) * depth, std::min(even, rows - r),
+                               (const Block *)args.panels + (2 * panel + half) * depth, depth,
+                               sums + r * PANEL + half * HALF);
+            for (long r = 0; r < rows; r++)
+                finish_row<T>(args, (F16 *)(sums + r * PANEL), first + r, panel * PANEL);
+        }
+    }
+}
+
+extern "C" void linear_int4_f32_f32(const Linear *args) { linear4<float>(*args); }
+extern "C" void linear_int4_bf16_bf16(const Linear *args) { linear4<bf16>(*args); }
+#endif
+
 // Named by weights, input and output.
 #define LINEAR(name, Op, T, Out, is_int8) \
     extern "C" void name(const Linear *args) { linear<Op, T, Out, is_int8>(*args); }
@@ -940,8 +1057,8 @@ struct Stack {  // as in cpu.py
     const void *cos, *sin;   // [T, dim]
     void *hidden;            // [T, hidden_size]: the input, and at the end the answer
     void *normed, *qkv, *attended, *gated;  // working memory
-    int64_t num_layers, num_tokens, hidden_size, num_heads, num_kv_heads, dim, is_bf16, is_int8;
-    int64_t num_threads;
+    int64_t num_layers, num_tokens, hidden_size, num_heads, num_kv_heads, dim, is_bf16, bits;
+    int64_t num_threads;  // bits: of a weight, 4 or 8, or else it is of the dtype
 };
 
 template <class T> static void project(const Stack &stack, const Linear *layer, const void *input,
@@ -951,12 +1068,14 @@ template <class T> static void project(const Stack &stack, const Linear *layer, 
     args.rows = stack.num_tokens, args.num_threads = stack.num_threads;
     if constexpr (sizeof(T) == 4) {
 #ifdef __AVX512VNNI__
-        if (stack.is_int8) return linear<Quads, float, float, true>(args);
+        if (stack.bits == 4) return linear4<float>(args);
+        if (stack.bits == 8) return linear<Quads, float, float, true>(args);
 #endif
         linear<Floats, float, float, false>(args);
     } else {
 #ifdef __AVX512VNNI__
-        if (stack.is_int8) return linear<Quads, bf16, bf16, true>(args);
+        if (stack.bits == 4) return linear4<bf16>(args);
+        if (stack.bits == 8) return linear<Quads, bf16, bf16, true>(args);
 #endif
 #ifdef __AVX512BF16__
         linear<Pairs, bf16, bf16, false>(args);

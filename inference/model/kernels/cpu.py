@@ -110,7 +110,7 @@ DecoderArguments = structure(
 StackArguments = structure(
     "Stack",
     "layers run cos sin hidden normed qkv attended gated",
-    "num_layers num_tokens hidden_size num_heads num_kv_heads dim is_bf16 is_int8 num_threads",
+    "num_layers num_tokens hidden_size num_heads num_kv_heads dim is_bf16 bits num_threads",
 )
 
 
