@@ -8,7 +8,7 @@ PIP_ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test triton lm-eval node recovery reliability benchmark lint format docs clean
+.PHONY: help serve test test-postgres triton lm-eval node recovery reliability benchmark lint format docs clean
 
 # --name "value" if the variable stands on make's command line. Only there: a HOST, for one, is in
 # many an environment and means something else.
@@ -23,6 +23,9 @@ serve: .venv/.requirements ## start the server: MODEL=, PORT=, HOST=, ARGS="--mo
 
 test: .venv/.requirements-dev ## run all tests, or ARGS="tests/test_settings.py -k flag"
 	.venv/bin/python -m pytest $(WORKERS) $(ARGS)
+
+test-postgres: .venv/.requirements-dev ## the same tests on a PostgreSQL of their own, or ARGS="tests/test_serve.py ..."
+	.venv/bin/python -m tests.postgres $(ARGS)
 
 triton: .venv/.requirements-dev ## test the GPU's kernels, without a GPU in Triton's interpreter
 	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements-triton.txt
@@ -74,6 +77,6 @@ clean: ## remove what make made; the data folder stays
 	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements.txt
 	@touch $@
 
-.venv/.requirements-dev: .venv/.requirements requirements-dev.txt
+.venv/.requirements-dev: .venv/.requirements requirements-dev.txt requirements-postgres.txt
 	.venv/bin/python -m pip install $(PIP_ARGS) -r requirements-dev.txt
 	@touch $@

@@ -58,8 +58,13 @@ async def lifespan(scope: Message, receive: Receive, send: Send) -> None:
 logger.info(
     "nanollmserve %s, Django %s, torch %s", __version__, version("django"), version("torch")
 )
-with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in its event loop: no ORM there
-    is_alone = thread.submit(first_start.prepare).result()
+try:
+    with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in its event loop: no ORM there
+        is_alone = thread.submit(first_start.prepare).result()
+except ImproperlyConfigured as error:
+    logging.shutdown()
+    sys.stderr.write(f"Error: {error}\n")
+    os._exit(1)  # within `serve`, an exception would be logged and nothing more
 get_resolver().url_patterns  # noqa: B018 - imported now, and not while the first request waits
 service.start(on_failure=leave)
 if is_alone:

@@ -22,6 +22,16 @@ class ServerConfig:
         "Folder of the database and the secret key.",
         shown_default="`data/` beside `manage.py`",
     )
+    database_url: str | None = setting(
+        None,
+        "PostgreSQL in place of the SQLite file in the data folder; needs "
+        "requirements-postgres.txt.",
+        pattern=r"postgres(ql)?://.*",
+        allowed="a URL such as postgresql://user:password@host:5432/name",
+    )
+    database_connections: int = setting(
+        10, "Most connections to PostgreSQL at a time.", minimum=2, maximum=1000
+    )
     allowed_hosts: tuple[str, ...] = setting(
         (), "Host names that clients may use, besides localhost and the host setting; * for any."
     )

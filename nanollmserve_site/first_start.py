@@ -3,6 +3,8 @@
 import logging
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -10,7 +12,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.db.migrations.executor import MigrationExecutor
 
-from nanollmserve_site.state import locked, only_server
+from nanollmserve_site import state
 from openai_api import response_rows
 
 logger = logging.getLogger("nanollmserve")
@@ -18,12 +20,11 @@ logger = logging.getLogger("nanollmserve")
 
 def prepare() -> bool:
     """Safe to be done by several processes at once. True for the only server of its data."""
-    data_dir = settings.SERVER.data_dir
-    with locked(data_dir):
+    with locked():
         migrate()
         if not get_user_model().objects.filter(is_superuser=True).exists():
             make_admin()
-        alone = only_server(data_dir)  # otherwise what looks abandoned may be another one's work
+        alone = only_server()  # otherwise what looks abandoned may be another one's work
         if alone:
             response_rows.reconcile()
     connections.close_all()
@@ -32,8 +33,30 @@ def prepare() -> bool:
 
 def prepare_tables() -> None:
     """For a command that may come before the first start."""
-    with locked(settings.SERVER.data_dir):
+    with locked():
         migrate()
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time, on this database."""
+    with state.locked(settings.SERVER.data_dir):
+        if settings.SERVER.database_url is None:
+            yield
+            return
+        from nanollmserve_site.postgresql import presence  # which needs psycopg
+
+        with presence.locked():
+            yield
+
+
+def only_server() -> bool:
+    """Whether no other server uses this database; from now on this one does."""
+    if settings.SERVER.database_url is None:
+        return state.only_server(settings.SERVER.data_dir)
+    from nanollmserve_site.postgresql import presence
+
+    return presence.only_server()
 
 
 def migrate() -> None:

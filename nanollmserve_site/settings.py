@@ -9,6 +9,7 @@ from dotenv import load_dotenv
 from inference.config import EngineConfig
 from nanollmserve_site import __version__, env
 from nanollmserve_site.config import BASE_DIR, ServerConfig
+from nanollmserve_site.databases import database
 from nanollmserve_site.state import secret_key
 from openai_api.config import ApiConfig
 
@@ -79,28 +80,7 @@ TEMPLATES = [
     }
 ]
 
-# IMMEDIATE: a transaction that reads before it writes would otherwise fail with "database is
-# locked" as soon as another one writes, whatever the timeout.
-PRAGMAS = [
-    "journal_mode=WAL",
-    "synchronous=NORMAL",
-    "busy_timeout=20000",
-    "journal_size_limit=67108864",
-    "mmap_size=134217728",
-]
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": SERVER.data_dir / "db.sqlite3",
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 20,
-            "init_command": "; ".join(f"PRAGMA {pragma}" for pragma in PRAGMAS),
-        },
-        # A file, not memory: a live server's threads each have a connection of their own.
-        "TEST": {"NAME": SERVER.data_dir / "test.sqlite3"},
-    }
-}
+DATABASES = {"default": database(SERVER)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 REST_FRAMEWORK = {

@@ -16,6 +16,7 @@ from django.db.models import (
 )
 from django.db.models.fields.json import KT
 from django.db.models.functions import Coalesce, Concat, Left
+from django.db.models.lookups import Exact
 from django.utils.html import format_html
 from django.utils.timezone import localtime
 
@@ -117,10 +118,17 @@ class ResponseList(UncountedList):
         )
 
 
+def is_text(path: str, text: str) -> Exact:
+    """Compares what is in the JSON as text: PostgreSQL does not compare JSON itself."""
+    return Exact(KT(path), Value(text))
+
+
 def input_text():
     """The text of the first message of the user, if it comes early; else the first text."""
     texts = [KT(f"input__{i}__content__0__text") for i in range(NUM_EXCERPT_ITEMS)]
-    of_user = [When(**{f"input__{i}__role": "user"}, then=text) for i, text in enumerate(texts)]
+    of_user = [
+        When(is_text(f"input__{i}__role", "user"), then=text) for i, text in enumerate(texts)
+    ]
     return Coalesce(Case(*of_user), texts[0], KT("input__0__output"))
 
 
@@ -129,9 +137,9 @@ def output_text():
     whens = []
     for i in range(NUM_EXCERPT_ITEMS):
         item, type_ = f"output__{i}", f"output__{i}__type"
-        whens.append(When(**{type_: "message"}, then=KT(f"{item}__content__0__text")))
+        whens.append(When(is_text(type_, "message"), then=KT(f"{item}__content__0__text")))
         call = Concat(KT(f"{item}__name"), Value("(…)", TextField()))
-        whens.append(When(**{type_: "function_call"}, then=call))
+        whens.append(When(is_text(type_, "function_call"), then=call))
     return Case(*whens, default=KT("error__message"))
 
 
@@ -151,7 +159,7 @@ class ChatList(UncountedList):
 def chat_input_text():
     """The text of the first message of the user, if it comes early; else the first text."""
     texts = [KT(f"messages__{i}__content") for i in range(NUM_EXCERPT_ITEMS)]
-    whens = [When(**{f"messages__{i}__role": "user"}, then=text) for i, text in enumerate(texts)]
+    whens = [When(is_text(f"messages__{i}__role", "user"), then=t) for i, t in enumerate(texts)]
     return Case(*whens, default=texts[0])
 
 

@@ -16,7 +16,7 @@ from inference.errors import EngineNotReady, EngineOverloaded, ShuttingDown
 from inference.service import check_ready, get_engine
 from openai_api import response_rows as rows
 from openai_api import retention
-from openai_api.database import read, write, write_later
+from openai_api.database import read, write
 from openai_api.errors import as_api_error
 from openai_api.history import charge
 from openai_api.limits import Lease
@@ -92,7 +92,7 @@ async def _begin(prepared: Prepared) -> Run:
 def _keep(run: Run, events, lease: Lease) -> None:
     def ended(_: asyncio.Task) -> None:
         _tasks.pop(run.row.pk, None)
-        write_later(charge, run.row.key_id, run.answer, lease)
+        charge(run.row.key_id, run.answer, lease)
 
     task = asyncio.create_task(_drain(events))
     _tasks[run.row.pk] = task

@@ -15,7 +15,7 @@ ApiError                        500
             QueueTimedOut       429
     LimitReached                429  of the caller's key
         QuotaExceeded           429
-    Unavailable                 503  loading, or shutting down
+    Unavailable                 503  loading, shutting down, or without its database
     ServerError                 500  anything unexpected
 """
 
@@ -23,6 +23,7 @@ import logging
 import math
 
 from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation
+from django.db import Error, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -155,6 +156,8 @@ TRANSLATIONS: dict[type[Exception], type[ApiError]] = {
     Http404: NotFound,
     SuspiciousOperation: InvalidRequest,
     RequestDataTooBig: BodyTooLarge,
+    OperationalError: Unavailable,  # unreachable, locked, full, read-only
+    InterfaceError: Unavailable,
     inference_errors.PromptTooLong: ContextTooLong,
     inference_errors.InvalidPrompt: InvalidRequest,
     inference_errors.InvalidGrammar: InvalidRequest,
@@ -174,6 +177,8 @@ def as_api_error(exc: Exception) -> exceptions.APIException:
         return exc
     for cls in type(exc).__mro__:
         if (error := TRANSLATIONS.get(cls)) is not None:
+            if isinstance(exc, Error):
+                logger.error("the database failed: %s", exc)
             return error(_message(exc, error), headers=_retry_headers(exc))
     logger.error("unexpected error", exc_info=exc)
     return ServerError()
@@ -252,7 +257,7 @@ def _message(exc: Exception, error: type[ApiError]) -> str | None:
 
 
 def _retry_headers(exc: Exception) -> dict[str, str]:
-    seconds = getattr(exc, "retry_after_s", None)
+    seconds = 1 if isinstance(exc, Error) else getattr(exc, "retry_after_s", None)
     return {} if seconds is None else retry_after(seconds)
 
 

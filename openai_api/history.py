@@ -10,7 +10,7 @@ from django.db import transaction
 from inference import service
 from openai_api import keys, limits, usage
 from openai_api.answers import Answer, Usage, sum_of, total_usage
-from openai_api.database import write, write_later
+from openai_api.database import FAILURES, write, write_until_done
 from openai_api.limits import Lease
 from openai_api.models import ApiKey, RequestLog
 from openai_api.prompts import owner_name
@@ -36,11 +36,15 @@ class Record:
         self.lease, self._is_admitted = Lease(), False
         self._started = time.monotonic()
         self._place: service.Place | None = None
-        self._is_kept = self._closed = False
+        self._is_open = self._closed = False
 
     async def open(self, key: ApiKey | None) -> None:
-        self.row.key, self._is_kept = key, True
-        await write(self._insert)
+        self.row.key, self._is_open = key, True
+        try:
+            await write(self._insert)
+        except Exception:
+            self._is_open = False
+            raise
 
     def _insert(self) -> None:
         self.row.save(force_insert=True)
@@ -87,19 +91,30 @@ class Record:
 
     async def close(self, outcome: str, status: int | None = None) -> None:
         if self._take_over(outcome, status):
-            await write(self._finish)
+            try:
+                await write(self._finish)
+            except BaseException as exc:
+                write_until_done(self._finish)
+                if not isinstance(exc, FAILURES):
+                    raise
+                logger.error("the history has to wait: %s", exc)  # and not the answer
 
     def close_later(self, outcome: str, status: int | None = None) -> None:
         """`close` for a task that is being cancelled."""
         if self._take_over(outcome, status):
-            write_later(self._finish)
+            write_until_done(self._finish)
 
     def _finish(self) -> None:
+        """To be called until it succeeds; what is called once more does nothing."""
+        if not self._is_open:
+            return
         used = used_by(self.answers, self.summaries)
-        with settled(self.lease, used), transaction.atomic():
+        lease, self.lease = self.lease, Lease()
+        with settled(lease, used), transaction.atomic():
             self.row.save()
             if self.row.key_id is not None:
                 usage.add(self.row.key_id, 1, used)
+        self._is_open = False
 
     def _take_over(self, outcome: str, status: int | None) -> bool:
         if self._closed:
@@ -117,7 +132,7 @@ class Record:
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
         )  # fmt: skip
-        return self._is_kept
+        return self._is_open
 
     def _count_tokens(self, row: RequestLog) -> None:
         total = used_by(self.answers, self.summaries)
@@ -136,9 +151,11 @@ def used_by(answers: list[Answer], summaries: list[Answer]) -> Usage:
 
 def charge(owner: int | None, answer: Answer, lease: Lease) -> None:
     """What a background response has used. Its request was counted long ago."""
-    with settled(lease, answer.usage):
-        if owner is not None:
-            usage.add(owner, 0, answer.usage)
+    used = answer.usage
+    if owner is None:
+        return
+    writing = write_until_done(usage.add, owner, 0, used)
+    writing.add_done_callback(lambda _: _settle(lease, used))
 
 
 @contextmanager
@@ -147,4 +164,8 @@ def settled(lease: Lease, used: Usage) -> Iterator[None]:
     try:
         yield
     finally:
-        lease.end(used.num_prompt_tokens + used.num_output_tokens)
+        _settle(lease, used)
+
+
+def _settle(lease: Lease, used: Usage) -> None:
+    lease.end(used.num_prompt_tokens + used.num_output_tokens)

@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from inference.errors import EngineError
 from openai_api import background, conversations, runs
 from openai_api import response_rows as rows
-from openai_api.database import write, write_later
+from openai_api.database import write, write_until_done
 from openai_api.errors import (
     ApiError,
     InvalidRequest,
@@ -105,7 +105,7 @@ async def claimed(row: StoredResponse, key: Key | None) -> AsyncIterator[None]:
         await write(_claim, row)
         yield
     except BaseException:
-        write_later(_release, row)
+        write_until_done(_release, row)
         raise
 
 

@@ -104,10 +104,18 @@ def close(response_id: str, owner: int | None = None) -> None:
 
 
 def append_events(row: StoredResponse, first: int, texts: list[str], token_ids: list[int]) -> None:
-    """Keep events, unless the response is not kept or was deleted."""
+    """Keep events, unless the response is not kept or was deleted.
+
+    They take the place of those from `first` on that were kept before, unknown to the caller.
+    """
     if texts and StoredResponse.objects.filter(pk=row.pk).exists():
-        EventBatch.objects.create(
-            response_id=row.pk, first=first, events="\n".join(texts), token_ids=token_ids
+        batch = EventBatch(response_id=row.pk, first=first, token_ids=token_ids)
+        batch.events = "\n".join(texts)
+        EventBatch.objects.bulk_create(
+            [batch],
+            update_conflicts=True,
+            unique_fields=["response", "first"],
+            update_fields=["events", "token_ids"],
         )
 
 

@@ -10,7 +10,7 @@ from inference.errors import EngineOverloaded, ShuttingDown
 from openai_api import conversations
 from openai_api import response_rows as rows
 from openai_api.answers import Answer, Segment
-from openai_api.database import read, write, write_later
+from openai_api.database import read, write, write_later, write_until_done
 from openai_api.errors import as_api_error, error_body
 from openai_api.models import StoredResponse
 from openai_api.protocol.events import CustomCallItem, ResponseEvents, logprobs_of, response_usage
@@ -94,17 +94,28 @@ class Run:
             if was_left:  # nobody waits for it, and nothing may be waited for
                 self.answer.abort()
                 last, finish = self._ending(final)
-                write_later(finish)
+                write_until_done(finish)
                 self._end(last)
+        for event in await self._ended(final):
+            yield event
+
+    async def _ended(self, final: dict) -> list[Event]:
+        """Store the end, and return what is to be told: that it has failed, if it is not stored."""
         last, finish = self._ending(final)
         try:
-            await write(finish)
-        except Exception as exc:  # nobody is told that something is stored which is not
+            if self.row.background:  # it can wait for its database, a client cannot
+                await asyncio.wrap_future(write_until_done(finish))
+            else:
+                await write(finish)
+        except asyncio.CancelledError:
+            write_until_done(finish)  # which leaves alone what has ended
+            raise
+        except Exception as exc:
             last[-1] = self._failed(last[-1].number, exc)
+            write_until_done(finish)
         finally:  # also if nobody waits any more
             self._end(last)
-        for event in last:
-            yield event
+        return last
 
     def cancel(self) -> None:
         """End it from outside, from any thread; readers get its last event."""
@@ -128,17 +139,16 @@ class Run:
         """The last events, and what writes them with the final row."""
         usage = response_usage(self.answer)
         ending = self._events.finish(**final, usage=usage, is_cut=self.answer.is_cut)
-        last = [_event(event) for event in ending]
-        texts = [event.text for event in [*self.log[self._num_kept :], *last]]
-        resource, first = self.resource, self._num_kept
+        last, num_events = [_event(event) for event in ending], len(self.log)
 
         def finish() -> None:
             if not self._is_open:
                 return
             if self._is_stored:
-                rows.finish(self.row, resource, first, texts)
+                texts = [e.text for e in [*self.log[self._num_kept : num_events], *last]]
+                rows.finish(self.row, self.resource, self._num_kept, texts)
             else:
-                conversations.end(self.row, resource)
+                conversations.end(self.row, self.resource)
 
         return last, finish
 
@@ -221,13 +231,17 @@ class Run:
         """Hand what is new to the database's thread, if the last time was long enough ago."""
         interval_s = BACKGROUND_FLUSH_INTERVAL_S if self.row.background else FLUSH_INTERVAL_S
         due = time.monotonic() - self._kept_at >= interval_s
-        if not (due and self._is_stored and self.answer.is_settled):
-            return
-        texts = [event.text for event in self.log[self._num_kept :]]
-        token_ids = self.answer.token_ids[self._num_kept_tokens :] if self.row.background else []
-        write_later(rows.append_events, self.row, self._num_kept, texts, token_ids)
-        self._num_kept, self._num_kept_tokens = len(self.log), len(self.answer.token_ids)
-        self._kept_at = time.monotonic()
+        if due and self._is_stored and self.answer.is_settled:
+            write_later(self._keep, len(self.log), len(self.answer.token_ids))
+            self._kept_at = time.monotonic()
+
+    def _keep(self, num_events: int, num_tokens: int) -> None:
+        """Write so much as is not written yet. If it fails, the next time writes it as well."""
+        texts = [event.text for event in self.log[self._num_kept : num_events]]
+        token_ids = self.answer.token_ids[self._num_kept_tokens : num_tokens]
+        tokens = token_ids if self.row.background else []
+        rows.append_events(self.row, self._num_kept, texts, tokens)
+        self._num_kept, self._num_kept_tokens = num_events, num_tokens
 
     def _restore_input(self) -> None:
         """The input of a custom tool is in no event before it is whole."""

@@ -17,6 +17,7 @@ HAS_PAIR = (
     "EXISTS (SELECT 1 FROM json_each(openai_api_storedchatcompletion.metadata)"
     " WHERE key = %s AND value = %s)"
 )
+HAS_PAIR_POSTGRESQL = HAS_PAIR.replace("json_each", "json_each_text")
 
 
 def save(completion: dict, messages: list[dict], metadata: dict, owner: int | None = None) -> None:
@@ -129,11 +130,10 @@ def _rows(owner: int | None) -> QuerySet:
 
 
 def _with_metadata(rows: QuerySet, pairs: dict[str, str]) -> QuerySet:
-    if connection.features.supports_json_field_contains:
-        return rows.filter(metadata__contains=pairs) if pairs else rows
     # In Django's lookups "0" is an index and "a__b" a path, and SQLite's paths know no quotes.
+    sql = HAS_PAIR_POSTGRESQL if connection.vendor == "postgresql" else HAS_PAIR
     for pair in pairs.items():
-        rows = rows.filter(RawSQL(HAS_PAIR, pair, BooleanField()))
+        rows = rows.filter(RawSQL(sql, pair, BooleanField()))
     return rows
 
 

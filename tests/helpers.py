@@ -22,6 +22,7 @@ from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.thread import ThreadEngine
 from inference.model.inputs import ModelInputs
 from inference.request import ModelInfo
+from tests.postgres import variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,7 +173,7 @@ def live_server(data_dir: Path, *, serve: bool = False, **environ: str) -> Itera
     asgi = ["-b", "127.0.0.1", "-p", str(port), "nanollmserve_site.asgi:application"]
     command = ["manage.py", "serve", "--port", str(port)] if serve else ["-m", "daphne", *asgi]
     settings = {"NANOLLM_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
-    settings |= {"NANOLLM_SHUTDOWN_GRACE_S": "1"} | environ
+    settings |= {"NANOLLM_SHUTDOWN_GRACE_S": "1"} | variables(data_dir) | environ
     with log.open("a") as output:
         process = subprocess.Popen(
             [sys.executable, *command],

@@ -31,6 +31,7 @@ from nanollmserve_site.door import (
 )
 from nanollmserve_site.guard import guard
 from nanollmserve_site.handlers import http_application
+from tests import postgres
 
 MANAGE = [sys.executable, "manage.py"]
 DAPHNE = [sys.executable, "-m", "daphne"]
@@ -47,7 +48,8 @@ class Process:
 
     def __init__(self, command: list[str], folder: Path, **variables: str) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}"
-        environ = {**os.environ, "NANOLLM_DATA_DIR": str(folder / "data"), **variables}
+        environ = os.environ | {"NANOLLM_DATA_DIR": str(folder / "data")}
+        environ |= postgres.variables(folder / "data") | variables
         with self.log.open("w") as log:
             self.popen = subprocess.Popen(
                 command, cwd=BASE_DIR, env=environ, stdout=log, stderr=subprocess.STDOUT

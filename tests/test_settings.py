@@ -33,6 +33,7 @@ def other_than_default(setting: env.Setting) -> str:
     if "choices" in setting.facts:
         return str(setting.facts["choices"][-1])
     samples = {"device": "cuda:1", "gpu_memory_utilization": "0.5", "data_dir": "/somewhere/else"}
+    samples["database_url"] = "postgresql://localhost/name"
     return samples.get(setting.name, "1")
 
 

@@ -8,6 +8,7 @@ import time
 import httpx2
 
 from tests.helpers import ROOT, free_port
+from tests.postgres import variables
 
 
 def test_a_health_check_that_comes_early_is_answered_and_does_no_harm(tmp_path):
@@ -16,7 +17,9 @@ def test_a_health_check_that_comes_early_is_answered_and_does_no_harm(tmp_path):
     process = subprocess.Popen(
         [*command, "nanollmserve_site.asgi:application"],
         cwd=ROOT,
-        env=os.environ | {"NANOLLM_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"NANOLLM_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        | variables(tmp_path),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
