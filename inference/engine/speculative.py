@@ -23,6 +23,10 @@ class NgramProposer:
         self.max_draft, self.max_rows = max_draft, max_rows
         self.num_draft_tokens = self.num_accepted_tokens = 0
 
+    def may_guess(self, num_running: int) -> bool:
+        """Whether a batch of so many sequences has room for guesses."""
+        return self.max_draft > 0 and self.max_rows // max(num_running, 1) > 1
+
     def propose(self, seq: Sequence, num_running: int) -> list[int]:
         """What may follow; empty for a sequence whose tokens a grammar restricts."""
         room = min(self.max_draft, self.max_rows // num_running - 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from inference.model import sampler
-from inference.model.sampler import sample, score, uniform
+from inference.model.sampler import Sampled, score, uniform
 from inference.request import SamplingParams
 
 torch.set_num_threads(1)
@@ -30,6 +30,10 @@ class Row:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+
+def sample(logits: Tensor, rows: list[Row]) -> Sampled:
+    return sampler.sample(logits, rows).result()
 
 
 def random_logits(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -155,7 +159,7 @@ def test_the_ends_of_the_distribution_are_safe(noise, settings, monkeypatch):
 def test_nothing_allowed_still_gives_a_token(settings):
     row = Row(SamplingParams(**settings, logprobs=2))
     for fill in (-torch.inf, torch.nan):
-        (token_id,), _ = sample(torch.full((1, 100), fill), [row])
+        (token_id,) = sample(torch.full((1, 100), fill), [row]).token_ids
         assert 0 <= token_id < 100
 
 
@@ -163,7 +167,7 @@ def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
     logits = random_logits(4, 50)
     rows = [Row(SamplingParams(temperature=t)) for t in (0.0, 0.0, 1e-6, 1e-4)]
     assert sample(logits.clone(), rows).token_ids == logits.argmax(-1).tolist()
-    assert sample(logits[:0], []) == ([], [])
+    assert sample(logits[:0], []) == ([], [], frozenset())
 
 
 def test_logits_of_a_model_run_can_be_processed():
@@ -207,7 +211,7 @@ def test_penalties_leave_the_neighbours_alone():
     tokens = [0, int(logits[1].argmax())]
     rows[1] = Row(SamplingParams(temperature=0, presence_penalty=2.0, logprobs=0), tokens)
     before = logits.argmax(-1).tolist()
-    ids, logprobs = sample(logits.clone(), rows)
+    ids, logprobs, _ = sample(logits.clone(), rows)
     assert ids[0] == before[0]
     assert ids[1] != before[1]
     assert ids[2] == before[2]
@@ -248,7 +252,7 @@ def test_logprobs_equal_log_softmax():
     logits = random_logits(3, 40)
     wanted = [None, 0, 5]
     rows = [Row(SamplingParams(temperature=0.7, top_k=4, logprobs=k)) for k in wanted]
-    ids, (none, bare, full) = sample(logits.clone(), rows)
+    ids, (none, bare, full), _ = sample(logits.clone(), rows)
     exact = logits.log_softmax(-1)
     assert none is None
     assert bare.top == []
