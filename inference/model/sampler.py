@@ -96,35 +96,40 @@ class Sampling:
         self._send(wait=tokens.device.type == "cpu")
 
     def _send(self, *, wait: bool) -> None:
-        parts = [self.tokens.new_zeros(1)]
+        parts = []
         if self._nucleus is not None:
-            self.tokens, parts[0] = self._nucleus.draw(self.tokens, wait=wait)
-        parts.append(self.tokens)
+            self.tokens, num_unsure = self._nucleus.draw(self.tokens, wait=wait)
+            parts.append(num_unsure)
         if self._raw is not None:
             chosen = take(self.tokens, self._scored)
             parts.append(score_on_device(self._raw, chosen, self._num_top, self._asked))
-        self._download = Download(torch.cat([part.flatten().double() for part in parts]))
+        everything = self.tokens[:, 0]
+        if parts:  # float64 holds every token id
+            everything = torch.cat([part.flatten().double() for part in (everything, *parts)])
+        self._download = Download(everything)
 
     @torch.inference_mode()
     def result(self) -> Sampled:
         """Wait for the device."""
-        num_unsure, first, scores = self._received()
-        token_ids = first
-        if num_unsure:
+        token_ids, others, late = *self._received(), frozenset()
+        if self._nucleus is not None and others[0]:
+            first = token_ids
             self._send(wait=True)
-            _, token_ids, scores = self._received()
+            token_ids, others = self._received()
+            late = frozenset(i for i, token_id in enumerate(first) if token_id != token_ids[i])
         logprobs: list[TokenLogprob | None] = [None] * len(token_ids)
-        chosen = [token_ids[i] for i in self._scored]
-        entries = logprobs_of(chosen, scores, self._num_top, self._asked)
-        for i, entry in zip(self._scored, entries, strict=True):
-            logprobs[i] = entry
-        late = frozenset(i for i, token_id in enumerate(first) if token_id != token_ids[i])
+        if self._scored:
+            scores = others[int(self._nucleus is not None) :]
+            chosen = [token_ids[i] for i in self._scored]
+            entries = logprobs_of(chosen, scores, self._num_top, self._asked)
+            for i, entry in zip(self._scored, entries, strict=True):
+                logprobs[i] = entry
         return Sampled(token_ids, logprobs, late)
 
-    def _received(self) -> tuple[float, list[int], Tensor]:
-        values, end = self._download.wait(), 1 + len(self.tokens)
-        token_ids: list[int] = values[1:end].long().tolist()
-        return float(values[0]), token_ids, values[end:]
+    def _received(self) -> tuple[list[int], Tensor]:
+        """The tokens, and what came with them."""
+        values, num_rows = self._download.wait(), len(self.tokens)
+        return values[:num_rows].long().tolist(), values[num_rows:]
 
 
 def score(logits: Tensor, next_token_ids: list[int], num_top: list[int]) -> list[TokenLogprob]:

@@ -12,6 +12,7 @@ from inference.request import Request, SamplingParams
 
 VOCAB_SIZE = 97
 EOS = 0
+CPU = torch.device("cpu")
 Answer = Callable[[list[int]], int]  # the token after these
 
 
@@ -41,21 +42,28 @@ class MemoryRunner:
     A block that is lost, shared wrongly or overwritten changes the answer.
     """
 
+    vocab_size = VOCAB_SIZE
+
     def __init__(self, num_blocks: int, block_size: int, answer: Answer = next_token) -> None:
         self.num_blocks, self.block_size, self.answer = num_blocks, block_size, answer
         self.cache: list[int | None] = [None] * (num_blocks * block_size)
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        rows, row = [], 0
+        rows, tokens = [], iter(inputs.tokens(CPU).tolist())
         columns = (inputs.counts, inputs.context_lens, inputs.block_tables)
         for count, context_len, table in zip(*columns, strict=True):
             for position in range(context_len - count, context_len):
-                self.cache[self.slot(table, position)] = inputs.token_ids[row]
-                row += 1
+                self.cache[self.slot(table, position)] = next(tokens)
                 rows.append([self.cache[self.slot(table, p)] for p in range(position + 1)])
-        logits = torch.zeros(len(inputs.logit_rows), VOCAB_SIZE)
+        logits = torch.empty(len(inputs.logit_rows), self.vocab_size)
         for i, wanted in enumerate(inputs.logit_rows):
-            logits[i, self.answer(rows[wanted])] = 9.0
+            logits[i] = self.logits(rows[wanted])
+        return logits
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """`[vocab_size]`: what may come after these."""
+        logits = torch.zeros(self.vocab_size)
+        logits[self.answer(token_ids)] = 9.0
         return logits
 
     def slot(self, table: list[int], position: int) -> int:

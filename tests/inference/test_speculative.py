@@ -11,6 +11,7 @@ from inference.engine.speculative import NgramProposer
 from inference.request import FinishReason, Request, SamplingParams
 from tests.inference.memory_runner import (
     VOCAB_SIZE,
+    MemoryRunner,
     make_core,
     make_request,
     mostly_copied,
@@ -89,26 +90,12 @@ def test_a_stop_token_inside_a_guess_is_the_last():
     assert core.pool.num_free == core.pool.num_blocks - 1
 
 
-class RandomRunner:
-    """Logits that follow from the last tokens: few contexts, so that they return."""
+class RandomRunner(MemoryRunner):
+    """Logits that follow from the last token: few contexts, so that they return."""
 
-    num_blocks = 512
-
-    def __init__(self) -> None:
-        self.tokens: dict[int, list[int]] = {}
-
-    def forward(self, inputs) -> torch.Tensor:
-        rows, row = [], 0
-        columns = (inputs.counts, inputs.context_lens, inputs.sequence_ids)
-        for count, context_len, key in zip(*columns, strict=True):
-            past = self.tokens.setdefault(key, [])[: context_len - count]
-            for token in inputs.token_ids[row : row + count]:
-                past.append(token)
-                generator = torch.Generator().manual_seed(past[-1] % 5)
-                rows.append(torch.randn(VOCAB_SIZE, generator=generator) * 4)
-            self.tokens[key] = past
-            row += count
-        return torch.stack([rows[wanted] for wanted in inputs.logit_rows])
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(token_ids[-1] % 5)
+        return torch.randn(VOCAB_SIZE, generator=generator) * 4
 
 
 PARAMS = {
@@ -135,7 +122,7 @@ def generated(params: dict, num_speculative_tokens: int):
         eos_token_ids=frozenset({0}),
         num_speculative_tokens=num_speculative_tokens,
     )
-    core = EngineCore(RandomRunner(), limits)
+    core = EngineCore(RandomRunner(512, 4), limits)
     params = SamplingParams(**{"max_tokens": 80, "ignore_eos": True} | params)
     core.add(Request(request_id="r", prompt_token_ids=[5, 6, 7], params=params))
     token_ids, logprobs = [], []
