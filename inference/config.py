@@ -96,8 +96,8 @@ class EngineConfig:
     num_speculative_tokens: int = setting(8, "Most tokens guessed at a time.", minimum=1)
     async_scheduling: bool | None = setting(
         None,
-        "Launch a step before the tokens of the one before are known, so that a GPU never waits; by "
-        "default on a GPU. On a CPU tokens only come a step later.",
+        "Launch a step before the tokens of the one before are known, so that a GPU does not wait; "
+        "by default on a GPU. On a CPU tokens only come a step later.",
     )
     engine_address: Path | None = setting(
         None,

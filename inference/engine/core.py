@@ -116,7 +116,7 @@ class EngineCore:
             self.scheduler.finish(seq, FinishReason.ABORT)
 
     def step(self) -> list[Output]:
-        """Advance every scheduled sequence by one model run; empty when there is nothing to hand on.
+        """Advance every scheduled sequence by one model run; what there is to hand on.
 
         With `async_scheduling` a run is scheduled and launched before the tokens of the run before
         are known: what is under way brings each of its sequences one token, and the device takes

@@ -91,9 +91,7 @@ class Scheduler:
             return 0  # the run under way brings its last token
         if self.waiting and count > 1:  # nobody waits for the end of somebody else's long prompt
             count = min(count, max(budget // 2, 1))
-        draft: list[int] = []
-        if not seq.num_output_placeholders:
-            draft = self.proposer.propose(seq, len(self.running))[: budget - count]
+        draft = self.proposer.propose(seq, len(self.running))[: budget - count]
         if draft and self.pool.grow(seq, seq.num_computed_tokens + count + len(draft)):
             batch.add(seq, count, draft)
             return count + len(draft)

@@ -44,7 +44,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
-    num_output_placeholders: int = 0  # tokens that a run under way will bring, if it goes on: 0 or 1
+    num_output_placeholders: int = 0  # 1 while a run is under way that brings a token, not the last
     num_cached_tokens: int | None = None  # prefix hit of the first admission
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)

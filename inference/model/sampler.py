@@ -69,7 +69,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> "Sampling":
     random = [i for i, row in enumerate(rows) if row.params.temperature >= GREEDY_TEMPERATURE]
     size = logits.shape[1]
     cut = [i for i in random if 0 < rows[i].params.top_k < size or rows[i].params.top_p < 1]
-    if whole := [i for i in random if i not in cut]:
+    if whole := sorted({*random} - {*cut}):
         warp = Warp.of([rows[i] for i in whole], take(best, whole))
         weights = warp.apply_(take(logits, whole)).exp_()
         tokens = put(tokens, whole, invert(weights, warp.noise), warp)
@@ -77,6 +77,11 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> "Sampling":
         return Sampling(rows, tokens, scored, raw)
     warp = Warp.of([rows[i] for i in cut], take(best, cut))
     return Sampling(rows, tokens, scored, raw, Nucleus(cut, warp.apply_(take(logits, cut)), warp))
+
+
+def is_far(device: torch.device) -> bool:
+    """Whether looking at a tensor means to wait until the device has done all it was given."""
+    return device.type != "cpu"
 
 
 class Sampling:
@@ -93,7 +98,7 @@ class Sampling:
         self.tokens, self._scored, self._raw, self._nucleus = tokens, scored, raw, nucleus
         self._num_top = [rows[i].params.logprobs or 0 for i in scored]
         self._asked = [rows[i].params.logprob_token_ids for i in scored]
-        self._send(wait=tokens.device.type == "cpu")
+        self._send(wait=not is_far(tokens.device))
 
     def _send(self, *, wait: bool) -> None:
         parts = []
@@ -171,11 +176,12 @@ def logprobs_of(
         return []
     rows = scores.view(len(token_ids), -1)
     width = (rows.shape[1] - 2) // 2
+    counts = [len(names) or count for names, count in zip(asked, num_top, strict=True)]
     ids, tops = (part.tolist() for part in (rows[:, 2 : 2 + width].long(), rows[:, 2 + width :]))
     return [
         TokenLogprob(token_id, logprob, list(zip(ids[i], tops[i], strict=True))[:count], int(rank))
         for i, (token_id, (logprob, rank), count) in enumerate(
-            zip(token_ids, rows[:, :2].tolist(), map(max, num_top, map(len, asked)), strict=True)
+            zip(token_ids, rows[:, :2].tolist(), counts, strict=True)
         )
     ]
 
@@ -290,7 +296,7 @@ def take(rows: Tensor, index: list[int] | Tensor) -> Tensor:
     """`rows[index]` for an ascending index, without a copy where that is all of them."""
     if len(index) == len(rows):
         return rows
-    return rows[upload(index, rows.device) if isinstance(index, list) else index]
+    return rows[upload(index, rows.device, torch.long) if isinstance(index, list) else index]
 
 
 def put(tokens: Tensor, index: list[int], drawn: Tensor, warp: Warp) -> Tensor:
