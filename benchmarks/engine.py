@@ -54,10 +54,14 @@ COLUMNS = (
 
 @dataclass
 class TimedRunner:
-    """A runner that notes how long the model takes; the rest of a step is the engine's own."""
+    """A runner that notes how long the model takes; the rest of a step is the engine's own.
+
+    Where steps overlap nobody waits for the model: then it is how long launching it takes.
+    """
 
     runner: Runner
     device: str
+    overlaps: bool
     clock: Callable[[], float]
     seconds: list[float] = field(default_factory=list)
 
@@ -68,7 +72,8 @@ class TimedRunner:
     def forward(self, inputs: ModelInputs) -> Tensor:
         began = self.clock()
         logits = self.runner.forward(inputs)
-        synchronize(self.device)
+        if not self.overlaps:
+            synchronize(self.device)
         self.seconds.append(self.clock() - began)
         return logits
 
@@ -93,7 +98,8 @@ class Bench:
         runner.warmup()
         on_one_thread = loaded.device.type == "cpu" and torch.get_num_threads() == 1
         clock = time.thread_time if on_one_thread else time.perf_counter
-        timed = TimedRunner(runner, loaded.device.type, clock)
+        overlaps = config.runs_ahead(loaded.device.type)
+        timed = TimedRunner(runner, loaded.device.type, overlaps, clock)
         limits = EngineLimits(
             max_model_len=runner.max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -102,6 +108,7 @@ class Bench:
             ),
             block_size=config.block_size,
             eos_token_ids=loaded.eos_token_ids,
+            async_scheduling=overlaps,
         )
         core = EngineCore(timed, limits)
         return cls(loaded, config, core, timed, weight_bytes(loaded.model), random.Random(0))
@@ -133,10 +140,10 @@ class Bench:
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step, and of the model in it."""
-        clock = self.runner.clock
+        clock, num_runs = self.runner.clock, len(self.runner.seconds)
         began = clock()
         self.core.step()
-        return clock() - began, self.runner.seconds[-1]
+        return clock() - began, sum(self.runner.seconds[num_runs:])
 
     def cache_bytes(self, context: int) -> int:
         """Keys and values that one token at the end of a context looks at."""
@@ -185,7 +192,8 @@ def fill(bench: Bench, batch: int, context: int) -> None:
     for prompt in prompts:
         bench.add(prompt, None)
     bench.step()
-    if any(seq.num_output_tokens != 1 for seq in bench.core.scheduler.running):
+    running = bench.core.scheduler.running
+    if any(seq.num_output_tokens + seq.num_output_placeholders != 1 for seq in running):
         raise RuntimeError("the sequences did not begin together: is the KV cache too small?")
 
 

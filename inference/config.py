@@ -94,6 +94,11 @@ class EngineConfig:
         choices=("none", "ngram"),
     )
     num_speculative_tokens: int = setting(8, "Most tokens guessed at a time.", minimum=1)
+    async_scheduling: bool | None = setting(
+        None,
+        "Launch a step before the tokens of the one before are known, so that a GPU does not wait; "
+        "by default on a GPU. On a CPU tokens only come a step later.",
+    )
     engine_address: Path | None = setting(
         None,
         "Unix socket of an engine process, which `manage.py engine` starts and any number of "
@@ -107,6 +112,10 @@ class EngineConfig:
         minimum=0,
         maximum=2**63 - 1,
     )
+
+    def runs_ahead(self, device_type: str) -> bool:
+        """Whether steps overlap: a CPU that computes has nothing left to do it with."""
+        return device_type != "cpu" if self.async_scheduling is None else self.async_scheduling
 
     def token_budget(self, device_type: str) -> int:
         """Tokens of one step: on a CPU so few that a long prompt delays no stream noticeably."""

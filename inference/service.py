@@ -191,6 +191,7 @@ def _limits(
         ),
         # so many rows take hardly longer than one: a CPU runs out of arithmetic first
         max_speculative_rows=16 if loaded.device.type == "cpu" else 192,
+        async_scheduling=loaded.paged and config.runs_ahead(loaded.device.type),
     )
 
 

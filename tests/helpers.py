@@ -67,9 +67,10 @@ class ScriptedRunner:
     def forward(self, inputs: ModelInputs) -> Tensor:
         self.before_step()
         logits, row = torch.zeros(len(inputs.logit_rows), len(self.tokenizer)), 0
+        token_ids = inputs.tokens(torch.device("cpu")).tolist()
         columns = (inputs.counts, inputs.context_lens, inputs.sequence_ids)
         for count, context_len, key in zip(*columns, strict=True):
-            tokens = inputs.token_ids[row : row + count]
+            tokens = token_ids[row : row + count]
             row += count
             if context_len == count:  # a sequence begins, perhaps under the id of a dead one
                 self._prompts[key] = []

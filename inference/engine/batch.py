@@ -1,7 +1,10 @@
 """What one step computes."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import accumulate
+
+from torch import Tensor
 
 from inference.engine.sequence import Sequence
 from inference.model.inputs import ModelInputs
@@ -31,31 +34,26 @@ class Batch:
     seqs: list[Sequence] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)  # whose last known token is in this run
 
     def __bool__(self) -> bool:
         return bool(self.seqs)
 
     def add(self, seq: Sequence, count: int, draft: list[int]) -> None:
+        if count == seq.num_pending_tokens:
+            self.sampled.append(len(self.seqs))
         self.seqs.append(seq)
         self.counts.append(count + len(draft))
         self.drafts.append(draft)
 
-    def halves(self) -> list["Batch"]:
-        middle = len(self.seqs) // 2
-        return [
-            Batch(self.seqs[part], self.counts[part], self.drafts[part])
-            for part in (slice(middle), slice(middle, None))
-        ]
-
-    @property
-    def sampled(self) -> list[int]:
-        """Indices of the sequences whose last known token is in this run."""
-        columns = zip(self.seqs, self.counts, self.drafts, strict=True)
-        return [
-            index
-            for index, (seq, count, draft) in enumerate(columns)
-            if count - len(draft) == seq.num_pending_tokens
-        ]
+    def without(self, seqs: Collection[Sequence]) -> "Batch":
+        if not seqs:
+            return self
+        rest = Batch()
+        for seq, count, draft in zip(self.seqs, self.counts, self.drafts, strict=True):
+            if seq not in seqs:
+                rest.add(seq, count - len(draft), draft)
+        return rest
 
     def rows(self) -> list[Sequence | DraftRow]:
         """What is sampled: the token after each of these, and after every token of its draft."""
@@ -66,8 +64,12 @@ class Batch:
             rows += [DraftRow(seq, draft[: n + 1]) for n in range(len(draft))]
         return rows
 
-    def model_inputs(self) -> ModelInputs:
-        """The flattened tokens. Logits come for `rows` first, then for prompt logprobs."""
+    def model_inputs(self, before: "Batch", sampled: Tensor | None) -> ModelInputs:
+        """The flattened tokens. Logits come for `rows` first, then for prompt logprobs.
+
+        What the run `before` has `sampled` stands in for tokens that nobody has seen yet.
+        """
+        places = {before.seqs[index]: row for row, index in enumerate(before.sampled)}
         spans = [
             (seq, seq.num_computed_tokens, seq.num_computed_tokens + count)
             for seq, count in zip(self.seqs, self.counts, strict=True)
@@ -75,6 +77,8 @@ class Batch:
         token_ids: list[int] = []
         for (seq, start, end), draft in zip(spans, self.drafts, strict=True):
             token_ids += seq.token_ids[start:end] + draft
+            if len(seq.token_ids) < end - len(draft):
+                token_ids.append(-1 - places[seq])
         return ModelInputs(
             token_ids=token_ids,
             counts=self.counts,
@@ -82,6 +86,7 @@ class Batch:
             block_tables=[seq.block_table for seq in self.seqs],
             logit_rows=self._sample_rows() + [row for row, _, _ in self.scored_prompt_tokens()],
             sequence_ids=[id(seq) for seq in self.seqs],
+            sampled=sampled if min(token_ids) < 0 else None,
         )
 
     def scored_prompt_tokens(self) -> list[tuple[int, Sequence, int]]:

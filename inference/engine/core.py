@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from inference.engine.speculative import NgramProposer
 from inference.errors import ConstraintFailed, EngineError, EngineFailed, QueueTimeout
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
-from inference.request import Delta, FinishReason, Request
+from inference.request import Delta, FinishReason, Request, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,14 @@ class EngineLimits:
     enable_prefix_caching: bool = True
     num_speculative_tokens: int = 0  # guessed at a time; 0 for none
     max_speculative_rows: int = 16  # of a batch with guesses
+    async_scheduling: bool = False  # launch a run before the tokens of the one before are known
+
+
+class UnderWay(NamedTuple):
+    """A run whose tokens only the device knows yet."""
+
+    batch: Batch
+    sampling: sampler.Sampling | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +88,8 @@ class EngineCore:
             proposer=NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows),
         )
         self._seqs: dict[str, Sequence] = {}
-        self._refused: list[Output] = []
+        self._outputs: list[Output] = []  # not handed on yet
+        self._under_way = UnderWay(Batch(), None)
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -95,7 +104,7 @@ class EngineCore:
                 stop_token_ids=eos | params.stop_token_ids,
             )
         except ConstraintFailed as exc:  # what was generated before does not fit
-            self._refused.append((request.request_id, exc))
+            self._outputs.append((request.request_id, exc))
             return
         self._seqs[request.request_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
@@ -107,19 +116,31 @@ class EngineCore:
             self.scheduler.finish(seq, FinishReason.ABORT)
 
     def step(self) -> list[Output]:
-        """Advance every scheduled sequence by one model run; empty when there is nothing to do.
+        """Advance every scheduled sequence by one model run; what there is to hand on.
+
+        With `async_scheduling` a run is scheduled and launched before the tokens of the run before
+        are known: what is under way brings each of its sequences one token, and the device takes
+        that from its own memory. So it never waits for what the host makes of tokens, and the
+        tokens of a step are those of the run before. Guessing needs to know all of them first.
 
         A run that raises is tried again in halves: it costs the sequence that cannot be computed,
         or nobody, if there was only too little memory for all at once.
         """
         self._refuse_late()
-        refused, self._refused = self._refused, []
+        proposer, num_running = self.scheduler.proposer, len(self.scheduler.running)
+        if any(self._under_way.batch.drafts) or proposer.may_guess(num_running):
+            self._land()
         batch = self.scheduler.schedule()
-        return refused + self._run(batch) if batch else refused
+        if batch:
+            self._run(batch)
+        if not (batch and self.limits.async_scheduling):
+            self._land()
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     @property
     def has_work(self) -> bool:
-        return bool(self._seqs or self._refused)
+        return bool(self._seqs or self._outputs)
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -142,28 +163,54 @@ class EngineCore:
             self._forget(seq)
             waited_s = round(seq.age_s)
             message = f"The server is busy: your request has waited {waited_s} s in vain."
-            self._refused.append((seq.request.request_id, QueueTimeout(message, waited_s)))
+            self._outputs.append((seq.request.request_id, QueueTimeout(message, waited_s)))
 
-    def _run(self, batch: Batch) -> list[Output]:
+    def _run(self, batch: Batch) -> None:
+        """Launch a run, and look only then at what the one before has brought.
+
+        Blocks can be given away as soon as their sequence has ended or was preempted: the device
+        does one run after the other, and who gets them writes after whoever had them.
+        """
+        before = self._under_way
+        tokens = before.sampling.tokens if before.sampling else None
         try:
-            sampled = self._compute(batch)
+            logits = self._runner.forward(batch.model_inputs(before.batch, tokens))
         except Exception as exc:
-            if isinstance(exc, torch.OutOfMemoryError):
-                self._need_less_memory()
-            if len(batch.seqs) > 1:
-                logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
-                return [output for half in batch.halves() for output in self._run(half)]
-            logger.exception("a sequence failed")
-            return [self._fail(seq) for seq in batch.seqs]
-        self._num_steps += 1
-        return self._take_over(batch, sampled)
+            self._run_in_halves(batch.without(self._land()), exc)
+            return
+        kept = batch.without(self._land())
+        try:
+            self._sample(batch, kept, logits)
+        except Exception as exc:
+            self._run_in_halves(kept, exc)
 
-    def _compute(self, batch: Batch) -> sampler.Sampled:
-        """Run the model. No sequence has moved on if this raises."""
-        rows = batch.rows()
-        logits = self._runner.forward(batch.model_inputs())
-        self._score_prompts(batch, logits[len(rows) :])
-        return sampler.sample(logits[: len(rows)], rows)
+    def _run_in_halves(self, batch: Batch, exc: Exception) -> None:
+        if isinstance(exc, torch.OutOfMemoryError):
+            self._need_less_memory()
+        if len(batch.seqs) > 1:
+            logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
+            middle = len(batch.seqs) // 2
+            self._run(batch.without(batch.seqs[middle:]))
+            self._run(batch.without(batch.seqs[:middle]))
+        elif batch:
+            logger.error("a sequence failed", exc_info=exc)
+            self._fail(batch.seqs[0])
+
+    def _sample(self, batch: Batch, kept: Batch, logits: Tensor) -> None:
+        """Choose tokens for who is `kept` of the batch. No sequence has moved on if this raises."""
+        num_rows = len(batch.rows())
+        self._score_prompts(batch, logits[num_rows:])
+        logits = logits[:num_rows]
+        if kept is not batch:  # then nobody has a draft, and everybody one row
+            rows = [n for n, i in enumerate(batch.sampled) if batch.seqs[i] in kept.seqs]
+            logits = sampler.take(logits, rows)
+        self._under_way = UnderWay(kept, sampler.sample(logits, kept.rows()))
+        self._num_steps += 1
+        for seq, count, draft in zip(kept.seqs, kept.counts, kept.drafts, strict=True):
+            self.scheduler.advance(seq, count - len(draft))
+        for index in kept.sampled:
+            seq = kept.seqs[index]
+            seq.num_output_placeholders = int(seq.num_output_tokens + 1 < seq.max_tokens)
 
     def _need_less_memory(self) -> None:
         """From now on compute fewer tokens at once."""
@@ -175,36 +222,46 @@ class EngineCore:
             scheduler.max_num_batched_tokens = budget
         scheduler.max_num_prefill_tokens = 0
 
-    def _take_over(self, batch: Batch, sampled: sampler.Sampled) -> list[Output]:
-        token_ids, logprobs = sampled
-        outputs: list[Output] = []
-        ended: list[Sequence] = []
-        start = 0
+    def _land(self) -> set[Sequence]:
+        """Wait for the run under way, and hand on its tokens.
+
+        The sequences for which a run that was launched since has been in vain: they have ended, or
+        go on with another token than it had.
+        """
+        (batch, sampling), self._under_way = self._under_way, UnderWay(Batch(), None)
+        if sampling is None:
+            return set()
+        token_ids, logprobs, late = sampling.result()
+        start, lost = 0, set()
         for index in batch.sampled:
             seq, end = batch.seqs[index], start + len(batch.drafts[index]) + 1
-            try:
-                num_taken = self._take(batch, index, token_ids[start:end])
-                delta = seq.delta(num_taken, logprobs[start:end])
-                outputs.append((seq.request.request_id, delta))
-            except ConstraintFailed as exc:
-                logger.warning("an answer failed: %s", exc)
-                outputs.append((seq.request.request_id, exc))
-                ended.append(seq)
-            if seq.finish_reason:
-                ended.append(seq)
+            if seq.finish_reason is None:  # not aborted meanwhile
+                self._take_over(batch, index, token_ids[start:end], logprobs[start:end])
+            if seq.finish_reason or start in late:
+                lost.add(seq)
             start = end
-        self.scheduler.advance(batch)
-        for seq in ended:
+        return lost
+
+    def _take_over(
+        self, batch: Batch, index: int, token_ids: list[int], logprobs: list[TokenLogprob | None]
+    ) -> None:
+        seq = batch.seqs[index]
+        try:
+            delta: Delta | EngineError = seq.delta(self._take(batch, index, token_ids), logprobs)
+        except ConstraintFailed as exc:
+            logger.warning("an answer failed: %s", exc)
+            delta, seq.finish_reason = exc, FinishReason.ABORT
+        self._outputs.append((seq.request.request_id, delta))
+        if seq.finish_reason:
             self._forget(seq)
-        return outputs
 
     def _take(self, batch: Batch, index: int, token_ids: list[int]) -> int:
         """Append what was sampled, up to the first token that was guessed wrong; how many.
 
-        What comes after that was computed for nothing, and is no longer in the batch.
+        What comes after that was computed for nothing.
         """
         seq, draft = batch.seqs[index], batch.drafts[index]
-        before = seq.num_output_tokens
+        before, seq.num_output_placeholders = seq.num_output_tokens, 0
         for token_id, guess in zip_longest(token_ids, draft):
             seq.append(token_id)
             if token_id != guess or seq.finish_reason:
@@ -212,7 +269,7 @@ class EngineCore:
         num_taken = seq.num_output_tokens - before
         self._num_generated_tokens += num_taken
         if draft:
-            batch.counts[index] -= len(token_ids) - num_taken
+            self.scheduler.advance(seq, num_taken - 1)
             self.scheduler.proposer.learn(seq, len(draft), num_taken - 1)
         return num_taken
 
@@ -226,9 +283,10 @@ class EngineCore:
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.append(entry)
 
-    def _fail(self, seq: Sequence) -> Output:
+    def _fail(self, seq: Sequence) -> None:
         self._forget(seq)
-        return seq.request.request_id, EngineFailed("The model failed while answering.")
+        error = EngineFailed("The model failed while answering.")
+        self._outputs.append((seq.request.request_id, error))
 
     def _forget(self, seq: Sequence) -> None:
         self._seqs.pop(seq.request.request_id, None)

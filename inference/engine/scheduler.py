@@ -70,13 +70,12 @@ class Scheduler:
             return self.max_num_batched_tokens
         return max(self.max_num_batched_tokens, self.max_num_prefill_tokens)
 
-    def advance(self, batch: Batch) -> None:
-        """Take over that the batch has been computed."""
-        for seq, count in zip(batch.seqs, batch.counts, strict=True):
-            before = seq.num_computed_tokens
-            seq.num_computed_tokens += count
-            if self.enable_prefix_caching:
-                self.pool.cache_full_blocks(seq, before)
+    def advance(self, seq: Sequence, count: int) -> None:
+        """Take over that `count` more tokens have been computed, all of them known by now."""
+        before = seq.num_computed_tokens
+        seq.num_computed_tokens += count
+        if self.enable_prefix_caching:
+            self.pool.cache_full_blocks(seq, before)
 
     def finish(self, seq: Sequence, reason: FinishReason | None = None) -> None:
         """Let go of a sequence, whatever its state, and of its blocks."""
@@ -88,7 +87,8 @@ class Scheduler:
         self.pool.free(seq)
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: Batch) -> int:
-        count = min(seq.num_pending_tokens, budget)
+        if not (count := min(seq.num_pending_tokens, budget)):
+            return 0  # the run under way brings its last token
         if self.waiting and count > 1:  # nobody waits for the end of somebody else's long prompt
             count = min(count, max(budget // 2, 1))
         draft = self.proposer.propose(seq, len(self.running))[: budget - count]

@@ -44,6 +44,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_output_placeholders: int = 0  # 1 while a run is under way that brings a token, not the last
     num_cached_tokens: int | None = None  # prefix hit of the first admission
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
@@ -92,7 +93,7 @@ class Sequence:
     @property
     def num_pending_tokens(self) -> int:
         """Tokens not yet computed: the rest of the prompt, or the one token sampled last."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_output_placeholders - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:

@@ -23,11 +23,16 @@ class NgramProposer:
         self.max_draft, self.max_rows = max_draft, max_rows
         self.num_draft_tokens = self.num_accepted_tokens = 0
 
+    def may_guess(self, num_running: int) -> bool:
+        """Whether a batch of so many sequences has room for guesses."""
+        return self.max_draft > 0 and self.max_rows // max(num_running, 1) > 1
+
     def propose(self, seq: Sequence, num_running: int) -> list[int]:
-        """What may follow; empty for a sequence whose tokens a grammar restricts."""
+        """What may follow; empty where a grammar restricts it, or the last token is not known."""
         room = min(self.max_draft, self.max_rows // num_running - 1)
         room = min(room, seq.max_tokens - seq.num_output_tokens - 1)
-        if room < 1 or seq.num_pending_tokens != 1 or seq.constraint is not None:
+        is_free = seq.constraint is None and not seq.num_output_placeholders
+        if room < 1 or seq.num_pending_tokens != 1 or not is_free:
             return []
         if seq.lookup is None:
             seq.lookup = Lookup(FIRST_GUESS)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.model.inputs import ModelInputs
 from inference.model.kernels import cpu
+from inference.model.transfer import upload
 
 IntArray = NDArray[np.int64]
 
@@ -67,8 +68,8 @@ class AttentionContext:
         """
         device = layers[0].keys.device
         tensors = lay_out(inputs, layers[0].block_size)
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return cls(inputs, layers, max_model_len or max(inputs.context_lens), *moved)
+        uploaded = (upload(tensor, device) for tensor in tensors)
+        return cls(inputs, layers, max_model_len or max(inputs.context_lens), *uploaded)
 
     @cached_property
     def kernel(self) -> cpu.PagedAttention:
@@ -100,8 +101,7 @@ class AttentionContext:
                 for seq, count in enumerate(self.inputs.counts)
                 for start in range(0, count, length)
             ]
-            tiles = torch.tensor(starts, dtype=torch.int32)
-            self._query_tiles[length] = tiles.to(self.positions.device, non_blocking=True)
+            self._query_tiles[length] = upload(starts, self.positions.device, torch.int32)
         return self._query_tiles[length]
 
     @cached_property

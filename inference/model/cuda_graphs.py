@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from inference.model.attention import attending
 from inference.model.context import AttentionContext, LayerCache, lay_out
 from inference.model.inputs import ModelInputs
+from inference.model.transfer import pinned, upload
 
 SIZES = (1, 2, 4, 8, *range(16, 257, 8))
 
@@ -55,7 +56,9 @@ class DecodeGraphs:
         self._logits = self.run(padded(longest, self._sizes[0]))
 
     def _tensors(self, inputs: ModelInputs) -> tuple[Tensor, ...]:
-        return torch.tensor(inputs.token_ids), *lay_out(inputs, self._caches[0].block_size)
+        device = self._model.device
+        laid_out = lay_out(inputs, self._caches[0].block_size)
+        return inputs.tokens(device), *(pinned(tensor, device) for tensor in laid_out)
 
     def fill(self, inputs: ModelInputs) -> None:
         """Put a batch of one of the sizes into the buffers. What is beyond it is not read."""
@@ -105,4 +108,5 @@ class DecodeGraphs:
             return None
         self.fill(padded(inputs, size))
         self._graphs[size].replay()
-        return self._logits[torch.tensor(inputs.logit_rows, device=self._logits.device)].float()
+        rows = upload(inputs.logit_rows, self._logits.device, torch.long)
+        return self._logits.index_select(0, rows).float()

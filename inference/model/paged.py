@@ -11,6 +11,7 @@ from inference.model.attention import attending
 from inference.model.context import AttentionContext, LayerCache
 from inference.model.inputs import ModelInputs
 from inference.model.kernels import cpu
+from inference.model.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ def forward_paged(
     context = AttentionContext.of(inputs, caches, max_model_len)
     with attending(context):
         output = model(
-            input_ids=torch.tensor([inputs.token_ids], device=model.device),
+            input_ids=inputs.tokens(model.device)[None],
             position_ids=context.positions[None],
             use_cache=False,
-            logits_to_keep=torch.tensor(inputs.logit_rows, dtype=torch.long, device=model.device),
+            logits_to_keep=upload(inputs.logit_rows, model.device, torch.long),
         )
     return output.logits[0].float()

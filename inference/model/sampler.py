@@ -10,6 +10,7 @@ else is in its batch, and after a preemption.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol, Self
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.model.transfer import Download, upload
 from inference.request import ConstraintState, SamplingParams, TokenLogprob
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it only overflows
@@ -42,66 +44,146 @@ class SamplingRow(Protocol):
 
 
 class Sampled(NamedTuple):
-    """One token per row, and its log probability where the row asks for it."""
+    """One token per row, and its log probability where the row asks for it.
+
+    Of the rows in `late`, `Sampling.tokens` had said another token at first.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
+    late: frozenset[int] = frozenset()
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
-    """Choose the next token of each row. `logits` `[n, vocab_size]` float32 is used up."""
-    if not rows:
-        return Sampled([], [])
-    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-    raw = logits[wanted] if wanted else None
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> "Sampling":
+    """Begin to choose the next token of each row, without waiting for the device.
+
+    `logits` `[n, vocab_size]` float32 is used up.
+    """
+    scored = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    raw = logits[upload(scored, logits.device)] if scored else None
     constrain(logits, rows)
     for row_logits, row in zip(logits, rows, strict=True):
         process(row_logits, row)
     best, tokens = logits.max(-1, keepdim=True)
     random = [i for i, row in enumerate(rows) if row.params.temperature >= GREEDY_TEMPERATURE]
-    if random:
-        warp = Warp.of([rows[i] for i in random], take(best, random))
-        drawn = draw(take(logits, random), warp)
-        # Of a row without a finite logit nothing can be drawn
-        tokens[random] = torch.where(warp.best.isfinite(), drawn, take(tokens, random))
-    token_ids: list[int] = tokens[:, 0].tolist()
-    logprobs: list[TokenLogprob | None] = [None] * len(rows)
-    if raw is not None:
-        num_top = [rows[i].params.logprobs or 0 for i in wanted]
-        asked = [rows[i].params.logprob_token_ids for i in wanted]
-        scored = score(raw, [token_ids[i] for i in wanted], num_top, asked)
-        for i, logprob in zip(wanted, scored, strict=True):
-            logprobs[i] = logprob
-    return Sampled(token_ids, logprobs)
+    size = logits.shape[1]
+    cut = [i for i in random if 0 < rows[i].params.top_k < size or rows[i].params.top_p < 1]
+    if whole := sorted({*random} - {*cut}):
+        warp = Warp.of([rows[i] for i in whole], take(best, whole))
+        weights = warp.apply_(take(logits, whole)).exp_()
+        tokens = put(tokens, whole, invert(weights, warp.noise), warp)
+    if not cut:
+        return Sampling(rows, tokens, scored, raw)
+    warp = Warp.of([rows[i] for i in cut], take(best, cut))
+    return Sampling(rows, tokens, scored, raw, Nucleus(cut, warp.apply_(take(logits, cut)), warp))
 
 
-def score(
-    logits: Tensor,
-    next_token_ids: list[int],
-    num_top: list[int],
-    asked: Sequence[tuple[int, ...]] | None = None,
-) -> list[TokenLogprob]:
+def is_far(device: torch.device) -> bool:
+    """Whether looking at a tensor means to wait until the device has done all it was given."""
+    return device.type != "cpu"
+
+
+class Sampling:
+    """Tokens `[n, 1]` that the device chooses, and one copy to the host of all there is to know."""
+
+    def __init__(
+        self,
+        rows: Sequence[SamplingRow],
+        tokens: Tensor,
+        scored: list[int],
+        raw: Tensor | None,
+        nucleus: "Nucleus | None" = None,
+    ) -> None:
+        self.tokens, self._scored, self._raw, self._nucleus = tokens, scored, raw, nucleus
+        self._num_top = [rows[i].params.logprobs or 0 for i in scored]
+        self._asked = [rows[i].params.logprob_token_ids for i in scored]
+        self._send(wait=not is_far(tokens.device))
+
+    def _send(self, *, wait: bool) -> None:
+        parts = []
+        if self._nucleus is not None:
+            self.tokens, num_unsure = self._nucleus.draw(self.tokens, wait=wait)
+            parts.append(num_unsure)
+        if self._raw is not None:
+            chosen = take(self.tokens, self._scored)
+            parts.append(score_on_device(self._raw, chosen, self._num_top, self._asked))
+        everything = self.tokens[:, 0]
+        if parts:  # float64 holds every token id
+            everything = torch.cat([part.flatten().double() for part in (everything, *parts)])
+        self._download = Download(everything)
+
+    @torch.inference_mode()
+    def result(self) -> Sampled:
+        """Wait for the device."""
+        token_ids, others, late = *self._received(), frozenset()
+        if self._nucleus is not None and others[0]:
+            first = token_ids
+            self._send(wait=True)
+            token_ids, others = self._received()
+            late = frozenset(i for i, token_id in enumerate(first) if token_id != token_ids[i])
+        logprobs: list[TokenLogprob | None] = [None] * len(token_ids)
+        if self._scored:
+            scores = others[int(self._nucleus is not None) :]
+            chosen = [token_ids[i] for i in self._scored]
+            entries = logprobs_of(chosen, scores, self._num_top, self._asked)
+            for i, entry in zip(self._scored, entries, strict=True):
+                logprobs[i] = entry
+        return Sampled(token_ids, logprobs, late)
+
+    def _received(self) -> tuple[list[int], Tensor]:
+        """The tokens, and what came with them."""
+        values, num_rows = self._download.wait(), len(self.tokens)
+        return values[:num_rows].long().tolist(), values[num_rows:]
+
+
+def score(logits: Tensor, next_token_ids: list[int], num_top: list[int]) -> list[TokenLogprob]:
     """Log probabilities of the token after each row `[m, vocab_size]`, and of the likeliest.
 
-    Rows that name tokens in `asked` get those instead of the likeliest.
+    Waits for the device.
     """
-    if not next_token_ids:
-        return []
+    asked: list[tuple[int, ...]] = [()] * len(num_top)
+    tokens = upload(next_token_ids, logits.device, torch.long)[:, None]
+    scores = score_on_device(logits, tokens, num_top, asked)
+    return logprobs_of(next_token_ids, scores.cpu(), num_top, asked)
+
+
+def score_on_device(
+    logits: Tensor, tokens: Tensor, num_top: list[int], asked: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """`[m, 2 + 2 * w]` float64, for `logprobs_of`: log probability and rank of `tokens` `[m, 1]`,
+    then ids and log probabilities of the likeliest, or of those that the row names in `asked`.
+    """
     lse = logits.logsumexp(-1, keepdim=True)
-    index = torch.tensor(next_token_ids, device=logits.device)[:, None]
-    values = logits.gather(1, index)
-    chosen, ranks = (values - lse)[:, 0].tolist(), ((logits > values).sum(-1) + 1).tolist()
-    top_values, top_ids = logits.topk(min(max(num_top), logits.shape[1]))
-    ids, logprobs = top_ids.tolist(), (top_values - lse).tolist()
-    tops = [
-        list(zip(row[:num], row_logprobs[:num], strict=True))
-        for row, row_logprobs, num in zip(ids, logprobs, num_top, strict=True)
+    values = logits.gather(1, tokens)
+    ranks = (logits > values).sum(-1, keepdim=True) + 1
+    width = max([*num_top, *map(len, asked)], default=0)
+    ids = logits.topk(min(width, logits.shape[1])).indices
+    if any(asked):
+        ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
+        named = [[*tokens, *[0] * (width - len(tokens))] for tokens in asked]
+        names = upload([[bool(tokens)] for tokens in asked], logits.device)
+        ids = torch.where(names, upload(named, logits.device), ids)
+    tops = logits.gather(1, ids) - lse
+    return torch.cat([part.double() for part in (values - lse, ranks, ids, tops)], -1)
+
+
+def logprobs_of(
+    token_ids: list[int], scores: Tensor, num_top: list[int], asked: Sequence[tuple[int, ...]]
+) -> list[TokenLogprob]:
+    """What `score_on_device` has found."""
+    if not token_ids:
+        return []
+    rows = scores.view(len(token_ids), -1)
+    width = (rows.shape[1] - 2) // 2
+    counts = [len(names) or count for names, count in zip(asked, num_top, strict=True)]
+    ids, tops = (part.tolist() for part in (rows[:, 2 : 2 + width].long(), rows[:, 2 + width :]))
+    return [
+        TokenLogprob(token_id, logprob, list(zip(ids[i], tops[i], strict=True))[:count], int(rank))
+        for i, (token_id, (logprob, rank), count) in enumerate(
+            zip(token_ids, rows[:, :2].tolist(), counts, strict=True)
+        )
     ]
-    for i, tokens in enumerate(asked or ()):
-        if tokens:
-            tops[i] = list(zip(tokens, (logits[i, list(tokens)] - lse[i]).tolist(), strict=True))
-    return [TokenLogprob(*entry) for entry in zip(next_token_ids, chosen, tops, ranks, strict=True)]
 
 
 def constrain(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -114,7 +196,7 @@ def constrain(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     for bitmask, (_, state) in zip(bits, states, strict=True):
         state.fill(bitmask)
     allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-    banned = torch.from_numpy(allowed == 0).to(logits.device)
+    banned = upload(torch.from_numpy(allowed == 0), logits.device)
     if len(states) == len(rows):
         logits.masked_fill_(banned, -torch.inf)
         return
@@ -134,15 +216,14 @@ def process(logits: Tensor, row: SamplingRow) -> None:
         logits[token_index(banned, logits)] = -torch.inf
     if params.logit_bias:
         bias = {id_: value for id_, value in params.logit_bias.items() if 0 <= id_ < len(logits)}
-        values = torch.tensor(list(bias.values()), device=logits.device)
-        logits[token_index(bias, logits)] += values
+        logits[token_index(bias, logits)] += upload(list(bias.values()), logits.device)
     penalize(logits, row)
 
 
 def token_index(token_ids: Collection[int], logits: Tensor) -> Tensor:
     """Token ids as an index, without those the model does not have."""
     known = [token_id for token_id in token_ids if 0 <= token_id < len(logits)]
-    return torch.tensor(known, dtype=torch.long, device=logits.device)
+    return upload(known, logits.device, torch.long)
 
 
 def keep_only(logits: Tensor, token_ids: Collection[int]) -> None:
@@ -165,9 +246,11 @@ def penalize(logits: Tensor, row: SamplingRow) -> None:
         values, penalty = logits[seen], params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if params.frequency_penalty or params.presence_penalty:
-        output = token_index(row.token_ids[row.num_prompt_tokens :], logits)
-        said, counts = output.unique(return_counts=True)
-        logits[said] -= params.frequency_penalty * counts + params.presence_penalty
+        said = Counter(row.token_ids[row.num_prompt_tokens :])
+        known = {token_id: count for token_id, count in said.items() if token_id < len(logits)}
+        counts = upload(list(known.values()), logits.device, torch.float32)
+        values = params.frequency_penalty * counts + params.presence_penalty
+        logits[token_index(known, logits)] -= values
 
 
 class Warp(NamedTuple):
@@ -175,84 +258,99 @@ class Warp(NamedTuple):
 
     best: Tensor
     temperature: Tensor
-    floor: Tensor  # min_p, as a logit relative to the best
     top_k: Tensor  # the largest number for none
     top_p: Tensor
     noise: Tensor
+    floor: Tensor | None  # min_p, as a logit relative to the best
 
     @classmethod
     def of(cls, rows: Sequence[SamplingRow], best: Tensor) -> Self:
         columns = [
             (
                 row.params.temperature,
-                math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf,
                 row.params.top_k or NO_TOP_K,
                 row.params.top_p,
                 uniform(row.noise_key, row.num_output_tokens),
+                math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf,
             )
             for row in rows
         ]
-        return cls(best, *torch.tensor(columns, device=best.device).T[..., None])
+        *others, floor = upload(columns, best.device).T[..., None]
+        return cls(best, *others, floor if any(row.params.min_p > 0 for row in rows) else None)
 
-    def rows(self, index: list[int] | Tensor) -> Self:
-        return type(self)(*(take(column, index) for column in self))
+    def rows(self, index: Tensor) -> Self:
+        return type(self)(*(None if c is None else take(c, index) for c in self))
 
     def apply_(self, logits: Tensor) -> Tensor:
-        """Scale in place: 0 is the best, -inf what min_p cuts off."""
+        """Scale in place: 0 is the best, -inf what min_p cuts off.
+
+        Work goes on in place: fresh memory of this size costs more page faults than arithmetic.
+        """
         logits.sub_(self.best).div_(self.temperature)
-        if self.floor.isfinite().any():
+        if self.floor is not None:
             logits.masked_fill_(logits < self.floor, -torch.inf)
         return logits
 
 
 def take(rows: Tensor, index: list[int] | Tensor) -> Tensor:
     """`rows[index]` for an ascending index, without a copy where that is all of them."""
-    return rows if len(index) == len(rows) else rows[index]
+    if len(index) == len(rows):
+        return rows
+    return rows[upload(index, rows.device, torch.long) if isinstance(index, list) else index]
 
 
-def draw(logits: Tensor, warp: Warp) -> Tensor:
-    """Sampled tokens `[n, 1]` of `logits` `[n, vocab_size]`, which are used up.
-
-    Work goes on in place: fresh memory of this size costs more page faults than arithmetic.
-    """
-    scaled = warp.apply_(logits)
-    tokens = torch.empty(len(logits), 1, dtype=torch.long, device=logits.device)
-    is_cut = ((warp.top_k < logits.shape[1]) | (warp.top_p < 1))[:, 0]
-    cut, whole = is_cut.nonzero()[:, 0], (~is_cut).nonzero()[:, 0]
-    if len(whole):
-        tokens[whole] = invert(take(scaled, whole).exp_(), take(warp.noise, whole))
-    if len(cut):
-        tokens[cut] = draw_from_top(take(scaled, cut), warp.rows(cut))
-    return tokens
+def put(tokens: Tensor, index: list[int], drawn: Tensor, warp: Warp) -> Tensor:
+    """`tokens` with those `drawn`, but for rows without a finite logit: these draw nothing."""
+    drawn = torch.where(warp.best.isfinite(), drawn, take(tokens, index))
+    if len(index) == len(tokens):
+        return drawn
+    return tokens.index_copy(0, upload(index, tokens.device), drawn)
 
 
-def draw_from_top(scaled: Tensor, warp: Warp) -> Tensor:
-    """Draw from what top_k and top_p leave of each row: tokens `[n, 1]`.
+class Nucleus(NamedTuple):
+    """The rows from which top_k or top_p cut something off, scaled."""
 
-    Sorting a vocabulary takes 10 ms. Few of the likeliest tokens nearly always hold the nucleus,
-    and because their share is measured against the whole distribution, it shows if they do not.
+    index: list[int]
+    scaled: Tensor
+    warp: Warp
+
+    def draw(self, tokens: Tensor, *, wait: bool) -> tuple[Tensor, Tensor]:
+        """`tokens` with those of these rows, and of how many `[]` that may be wrong.
+
+        Sorting a vocabulary takes 10 ms. Few of the likeliest tokens nearly always hold the
+        nucleus, and because their share is measured against the whole distribution, it shows if
+        they do not. Who must not `wait` for that gets what a fixed number of them says.
+        """
+        vocab_size = self.scaled.shape[1]
+        ladder = *(size for size in LADDER if size < vocab_size), vocab_size
+        pending = torch.arange(len(self.index), device=tokens.device)
+        drawn = torch.empty_like(self.warp.noise, dtype=torch.long)
+        for size in ladder if wait else [min(LADDER[-1], vocab_size)]:
+            scaled, warp = take(self.scaled, pending), self.warp.rows(pending)
+            drawn[pending], is_sure = draw_from_top(scaled, warp, size)
+            if wait:
+                pending = pending[~is_sure[:, 0]]
+                if not len(pending):
+                    break
+        return put(tokens, self.index, drawn, self.warp), (~is_sure).sum()
+
+
+def draw_from_top(scaled: Tensor, warp: Warp, size: int) -> tuple[Tensor, Tensor]:
+    """Draw from what top_k and top_p leave of the `size` likeliest of each row.
+
+    Tokens, and whether there was more that would have been left, both `[n, 1]`.
     """
     vocab_size = scaled.shape[1]
-    unlimited = warp.top_k >= vocab_size
-    whole_mass = scaled.logsumexp(-1, keepdim=True).exp() if unlimited.any() else warp.noise
-    tokens = torch.empty_like(unlimited, dtype=torch.long)
-    pending = torch.arange(len(scaled), device=scaled.device)
-    for size in (*(size for size in LADDER if size < vocab_size), vocab_size):
-        part, free = warp.rows(pending), take(unlimited, pending)
-        values, candidates = take(scaled, pending).topk(size)
-        weights = values.exp_() * (torch.arange(size, device=scaled.device) < part.top_k)
-        total = torch.where(free, take(whole_mass, pending), weights.sum(-1, keepdim=True))
-        probs = weights / total
-        mass = probs.cumsum(-1)
-        inside = (mass - probs < part.top_p) | (part.top_p >= 1)
-        inside[:, 0] = True
-        drawn = candidates.gather(1, invert(probs * inside, part.noise))
-        done = (part.top_k <= size) | (free & (mass[:, -1:] >= part.top_p)) | (size == vocab_size)
-        tokens[pending[done[:, 0]]] = drawn[done[:, 0]]
-        pending = pending[~done[:, 0]]
-        if not len(pending):
-            break
-    return tokens
+    values, candidates = scaled.topk(size)
+    free = warp.top_k >= vocab_size
+    weights = values.exp_() * (torch.arange(size, device=scaled.device) < warp.top_k)
+    whole = scaled.logsumexp(-1, keepdim=True).exp()
+    probs = weights / torch.where(free, whole, weights.sum(-1, keepdim=True))
+    mass = probs.cumsum(-1)
+    inside = (mass - probs < warp.top_p) | (warp.top_p >= 1)
+    inside[:, 0] = True
+    is_sure = (warp.top_k <= size) | (free & (mass[:, -1:] >= warp.top_p)) | (size == vocab_size)
+    return candidates.gather(1, invert(probs * inside, warp.noise)), is_sure
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:

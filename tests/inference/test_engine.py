@@ -1,53 +1,24 @@
 """Whatever the scheduler does, every request gets the answer of a loop without any cache."""
 
-import random
-
 import pytest
 import torch
 
 from inference.engine.core import EngineCore
 from inference.errors import EngineFailed
 from inference.request import FinishReason
-from tests.inference.memory_runner import make_core, make_request, naive
+from tests.inference.memory_runner import (
+    drain,
+    make_core,
+    make_request,
+    naive,
+    random_arrivals,
+)
 
 
-def drain(core: EngineCore, answers: dict[str, list[int]] | None = None) -> dict[str, list[int]]:
-    answers = {} if answers is None else answers
-    while core.has_work:
-        take_step(core, answers)
-    return answers
-
-
-def take_step(core: EngineCore, answers: dict[str, list[int]]) -> None:
-    for request_id, delta in core.step():
-        answers.setdefault(request_id, []).extend(delta.token_ids)
-    core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
-
-
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_random_arrivals_get_the_naive_answers(seed):
-    rng = random.Random(seed)
-    block_size = rng.choice([1, 4, 16])
-    core = make_core(
-        num_blocks=rng.choice([64, 90, 200]) // block_size + 64 // block_size + 1,
-        block_size=block_size,
-        max_num_seqs=rng.choice([1, 3, 8]),
-        max_num_batched_tokens=rng.choice([8, 13, 64]),
-        enable_prefix_caching=rng.random() < 0.8,
-    )
-    common = [rng.randrange(1, 97) for _ in range(24)]
-    expected, answers = {}, {}
-    for i in range(25):
-        prompt = common[: rng.randrange(25)] + [rng.randrange(1, 97) for _ in range(1 + i % 9)]
-        max_tokens = rng.randrange(1, 25)
-        expected[str(i)] = naive(prompt, max_tokens)
-        core.add(make_request(str(i), prompt, max_tokens))
-        for _ in range(rng.randrange(4)):
-            take_step(core, answers)
-    drain(core, answers)
-
-    assert answers == expected
-    assert core.pool.num_free == core.pool.num_blocks - 1
+def test_random_arrivals_get_the_naive_answers(seed, ahead):
+    random_arrivals(seed, async_scheduling=ahead)
 
 
 def test_a_small_pool_preempts_and_nobody_notices():

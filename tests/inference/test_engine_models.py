@@ -56,9 +56,17 @@ def answers_of(core, requests: dict, rng, **sampling) -> dict[str, list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("block_size", [4, 16])
-def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(family, block_size, tmp_path):
+WAYS = [
+    *[(family, 4, True, "none") for family in FAMILIES],
+    *[(family, 16, False, "none") for family in FAMILIES],
+    *[("qwen3", 32, ahead, kind) for ahead in (False, True) for kind in ("none", "ngram")],
+]
+
+
+@pytest.mark.parametrize(("family", "block_size", "ahead", "speculative"), WAYS)
+def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(
+    family, block_size, ahead, speculative, tmp_path
+):
     rng = random.Random(f"{family} {block_size}")
     model = save_model(tmp_path, family)
     config = EngineConfig(
@@ -69,6 +77,8 @@ def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(family, block
         max_num_batched_tokens=24,
         block_size=block_size,
         kv_cache_memory=2**24,
+        async_scheduling=ahead,
+        speculative=speculative,
     )
     core, info = load_core(config, lambda stage: None)
     requests = workload(rng)
@@ -105,6 +115,7 @@ def test_a_seed_decides_whatever_the_scheduler_does(tmp_path):
             kv_cache_memory=2**24,
             block_size=4,
             enable_prefix_caching=crowded,
+            async_scheduling=crowded,
         )
         core, _ = load_core(config, lambda stage: None)
         if crowded:

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer
 from inference.demo_model import DEMO_MODEL_PATH
 from inference.engine.core import EngineCore, EngineLimits
 from inference.errors import ConstraintFailed, InvalidGrammar
-from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, ModelInfo, Request, SamplingParams
 from inference.text import grammar
 from inference.text.grammar import AnswerGrammar, Compiler, GrammarState
@@ -770,15 +769,8 @@ class RandomRunner(MemoryRunner):
         super().__init__(num_blocks, block_size)
         self.vocab_size = vocab_size
 
-    def forward(self, inputs: ModelInputs) -> Tensor:
-        rows, row = [], 0
-        columns = (inputs.counts, inputs.context_lens, inputs.block_tables)
-        for count, context_len, table in zip(*columns, strict=True):
-            for position in range(context_len - count, context_len):
-                self.cache[self.slot(table, position)] = inputs.token_ids[row]
-                row += 1
-                rows.append([self.cache[self.slot(table, p)] for p in range(position + 1)])
-        return torch.stack([random_logits(rows[row], self.vocab_size) for row in inputs.logit_rows])
+    def logits(self, token_ids: list[int]) -> Tensor:
+        return random_logits(token_ids, self.vocab_size)
 
 
 def random_logits(token_ids: list, vocab_size: int) -> Tensor:

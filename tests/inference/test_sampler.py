@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, is_tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from inference.model import sampler
-from inference.model.sampler import sample, score, uniform
-from inference.request import SamplingParams
+from inference.model.sampler import Sampled, score, uniform
+from inference.request import ConstraintState, SamplingParams
 
 torch.set_num_threads(1)
 
 NUM_DRAWS = 4000
+META = torch.device("meta")
 
 
 @dataclass
@@ -25,11 +28,15 @@ class Row:
     num_prompt_tokens: int = 1
     noise_key: int = 0
     stop_token_ids: frozenset[int] = frozenset()
-    constraint: None = None
+    constraint: ConstraintState | None = None
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+
+def sample(logits: Tensor, rows: list[Row]) -> Sampled:
+    return sampler.sample(logits, rows).result()
 
 
 def random_logits(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -109,6 +116,66 @@ def test_ladder_equals_the_full_sort(scale, monkeypatch):
     assert len(set(fast)) > 5
 
 
+class NoLists(TorchFunctionMode):
+    """Refuses a list as an index: torch would wait until the device has it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            assert not isinstance(args[1], list)
+        return func(*args, **(kwargs or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses a copy to the device that is waited for.
+
+    From the meta device nothing can be read at all, as by `item`, `tolist`, `nonzero` or a mask.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if is_tensor(x)]
+        far = any(x.device.type == "meta" for x in leaves) or kwargs.get("device") == META
+        if far and any(x.device.type == "cpu" and x.dim() for x in leaves):
+            assert kwargs.get("non_blocking"), f"{func} waits"
+        return func(*args, **kwargs)
+
+
+class Bits:
+    def fill(self, bitmask) -> None:
+        bitmask[:] = 1
+
+
+@pytest.mark.parametrize("num_rows", [1, 4])
+@pytest.mark.parametrize("vocab_size", [50, 5000])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"temperature": 0.0},
+        {},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"top_k": 5, "top_p": 0.5, "min_p": 0.1},
+        {"logprobs": 3},
+        {"logprobs": 0, "logprob_token_ids": (4, 5)},
+        {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.1},
+        {"logit_bias": {3: 1.0}, "bad_token_ids": ((2,), (0, 3))},
+        {"allowed_token_ids": (1, 2, 3), "min_tokens": 5},
+    ],
+)
+@pytest.mark.parametrize("constraint", [None, Bits()])
+def test_nothing_waits_for_the_device_and_one_copy_comes_back(
+    kind, constraint, vocab_size, num_rows, monkeypatch
+):
+    copies = []
+    monkeypatch.setattr(sampler, "Download", copies.append)
+    rows = [Row(SamplingParams(**kind), constraint=constraint) for _ in range(num_rows)]
+    rows += [Row(SamplingParams(temperature=0.0)), Row(SamplingParams(top_p=0.5))][: num_rows - 1]
+    with NoLists(), NoWaiting():
+        sampler.sample(torch.empty(len(rows), vocab_size, device="meta"), rows)
+
+    assert [copy.device.type for copy in copies] == ["meta"]
+
+
 def test_a_draw_does_not_depend_on_the_batch():
     logits = random_logits(6, 300)
     kinds: list[dict] = [{}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}, {"min_p": 0.1}, {}]
@@ -155,7 +222,7 @@ def test_the_ends_of_the_distribution_are_safe(noise, settings, monkeypatch):
 def test_nothing_allowed_still_gives_a_token(settings):
     row = Row(SamplingParams(**settings, logprobs=2))
     for fill in (-torch.inf, torch.nan):
-        (token_id,), _ = sample(torch.full((1, 100), fill), [row])
+        (token_id,) = sample(torch.full((1, 100), fill), [row]).token_ids
         assert 0 <= token_id < 100
 
 
@@ -163,7 +230,7 @@ def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
     logits = random_logits(4, 50)
     rows = [Row(SamplingParams(temperature=t)) for t in (0.0, 0.0, 1e-6, 1e-4)]
     assert sample(logits.clone(), rows).token_ids == logits.argmax(-1).tolist()
-    assert sample(logits[:0], []) == ([], [])
+    assert sample(logits[:0], []) == ([], [], frozenset())
 
 
 def test_logits_of_a_model_run_can_be_processed():
@@ -207,7 +274,7 @@ def test_penalties_leave_the_neighbours_alone():
     tokens = [0, int(logits[1].argmax())]
     rows[1] = Row(SamplingParams(temperature=0, presence_penalty=2.0, logprobs=0), tokens)
     before = logits.argmax(-1).tolist()
-    ids, logprobs = sample(logits.clone(), rows)
+    ids, logprobs, _ = sample(logits.clone(), rows)
     assert ids[0] == before[0]
     assert ids[1] != before[1]
     assert ids[2] == before[2]
@@ -248,7 +315,7 @@ def test_logprobs_equal_log_softmax():
     logits = random_logits(3, 40)
     wanted = [None, 0, 5]
     rows = [Row(SamplingParams(temperature=0.7, top_k=4, logprobs=k)) for k in wanted]
-    ids, (none, bare, full) = sample(logits.clone(), rows)
+    ids, (none, bare, full), _ = sample(logits.clone(), rows)
     exact = logits.log_softmax(-1)
     assert none is None
     assert bare.top == []
