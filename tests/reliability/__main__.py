@@ -6,7 +6,16 @@ import inspect
 import json
 import sys
 
-PROGRAMMES = "burst disconnect kill9 sigterm slow_reader slow_upload fuzz schema".split()
+PROGRAMMES = [
+    "burst",
+    "disconnect",
+    "kill9",
+    "sigterm",
+    "slow_reader",
+    "slow_upload",
+    "fuzz",
+    "schema",
+]
 
 
 def chosen(arguments: list[str]) -> dict[str, dict[str, float]]:
