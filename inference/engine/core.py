@@ -13,7 +13,7 @@ from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
-from inference.errors import ConstraintFailed, EngineError, EngineFailed, QueueTimeout
+from inference.errors import EngineError, EngineFailed, QueueTimeout
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request
@@ -49,7 +49,7 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot of the engine's work; the counters only grow."""
+    """A snapshot of the engine's work. The counters only grow, but for those of a new core."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -62,6 +62,7 @@ class EngineStats:
     num_hit_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_restarts: int = 0
 
 
 class EngineCore:
@@ -81,6 +82,7 @@ class EngineCore:
         )
         self._seqs: dict[str, Sequence] = {}
         self._refused: list[Output] = []
+        self.num_restarts = 0  # of the engine, before this core
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -94,8 +96,8 @@ class EngineCore:
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 stop_token_ids=eos | params.stop_token_ids,
             )
-        except ConstraintFailed as exc:  # what was generated before does not fit
-            self._refused.append((request.request_id, exc))
+        except Exception as exc:  # what was generated before does not fit its constraint, say
+            self._refused.append((request.request_id, failure(exc)))
             return
         self._seqs[request.request_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
@@ -135,6 +137,7 @@ class EngineCore:
             num_hit_tokens=scheduler.num_hit_tokens,
             num_draft_tokens=scheduler.proposer.num_draft_tokens,
             num_accepted_tokens=scheduler.proposer.num_accepted_tokens,
+            num_restarts=self.num_restarts,
         )
 
     def _refuse_late(self) -> None:
@@ -148,15 +151,20 @@ class EngineCore:
         try:
             sampled = self._compute(batch)
         except Exception as exc:
-            if isinstance(exc, torch.OutOfMemoryError):
-                self._need_less_memory()
-            if len(batch.seqs) > 1:
-                logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
-                return [output for half in batch.halves() for output in self._run(half)]
-            logger.exception("a sequence failed")
-            return [self._fail(seq) for seq in batch.seqs]
-        self._num_steps += 1
-        return self._take_over(batch, sampled)
+            if isinstance(exc, torch.AcceleratorError):
+                raise  # whatever the device is asked from now on fails as well
+            is_smaller = isinstance(exc, torch.OutOfMemoryError) and self._need_less_memory()
+            logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
+            if len(batch.seqs) == 1 and not is_smaller:
+                self._forget(batch.seqs[0])
+                return [(batch.seqs[0].request.request_id, failure(exc))]
+        else:
+            self._num_steps += 1
+            return self._take_over(batch, sampled)
+        # Not in the handler above: there, what the failed run has computed still takes up memory
+        if len(batch.seqs) == 1:  # its next chunk will be smaller
+            return []
+        return [output for half in batch.halves() for output in self._run(half)]
 
     def _compute(self, batch: Batch) -> sampler.Sampled:
         """Run the model. No sequence has moved on if this raises."""
@@ -165,20 +173,22 @@ class EngineCore:
         self._score_prompts(batch, logits[len(rows) :])
         return sampler.sample(logits[: len(rows)], rows)
 
-    def _need_less_memory(self) -> None:
-        """From now on compute fewer tokens at once."""
+    def _need_less_memory(self) -> bool:
+        """From now on compute fewer tokens at once, if it can be fewer."""
         torch.cuda.empty_cache()
         scheduler = self.scheduler
+        most = max(scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens)
         budget = max(scheduler.max_num_batched_tokens // 2, scheduler.max_num_seqs)
-        if budget < scheduler.max_num_batched_tokens:
+        if budget < most:
             logger.error("out of memory: only %d tokens in one step from now on", budget)
-            scheduler.max_num_batched_tokens = budget
-        scheduler.max_num_prefill_tokens = 0
+        scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens = budget, 0
+        return budget < most
 
     def _take_over(self, batch: Batch, sampled: sampler.Sampled) -> list[Output]:
         token_ids, logprobs = sampled
         outputs: list[Output] = []
         ended: list[Sequence] = []
+        failed: list[Sequence] = []
         start = 0
         for index in batch.sampled:
             seq, end = batch.seqs[index], start + len(batch.drafts[index]) + 1
@@ -186,15 +196,16 @@ class EngineCore:
                 num_taken = self._take(batch, index, token_ids[start:end])
                 delta = seq.delta(num_taken, logprobs[start:end])
                 outputs.append((seq.request.request_id, delta))
-            except ConstraintFailed as exc:
-                logger.warning("an answer failed: %s", exc)
-                outputs.append((seq.request.request_id, exc))
-                ended.append(seq)
+            except Exception as exc:
+                outputs.append((seq.request.request_id, failure(exc)))
+                failed.append(seq)
             if seq.finish_reason:
                 ended.append(seq)
             start = end
         self.scheduler.advance(batch)
-        for seq in ended:
+        for seq in failed:
+            self.pool.forget(seq)
+        for seq in ended + failed:
             self._forget(seq)
         return outputs
 
@@ -206,6 +217,8 @@ class EngineCore:
         seq, draft = batch.seqs[index], batch.drafts[index]
         before = seq.num_output_tokens
         for token_id, guess in zip_longest(token_ids, draft):
+            if token_id == sampler.NO_TOKEN:
+                raise EngineFailed("The model's logits are not finite.")
             seq.append(token_id)
             if token_id != guess or seq.finish_reason:
                 break
@@ -226,10 +239,15 @@ class EngineCore:
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.append(entry)
 
-    def _fail(self, seq: Sequence) -> Output:
-        self._forget(seq)
-        return seq.request.request_id, EngineFailed("The model failed while answering.")
-
     def _forget(self, seq: Sequence) -> None:
         self._seqs.pop(seq.request.request_id, None)
         self.scheduler.finish(seq, FinishReason.ABORT)
+
+
+def failure(exc: Exception) -> EngineError:
+    """What a request is told that failed because of `exc`; the operator is told more."""
+    if isinstance(exc, EngineFailed):
+        logger.warning("an answer failed: %s", exc)
+        return exc
+    logger.error("a sequence failed", exc_info=exc)
+    return EngineFailed("The model failed while answering.")

@@ -23,6 +23,7 @@ GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it only overflows
 LADDER = (64, 1024)  # candidates that are sorted before the whole vocabulary is
 NO_TOP_K = 2**24  # exact in float32, above any vocabulary
 MASK64 = 2**64 - 1
+NO_TOKEN = -1
 
 
 class SamplingRow(Protocol):
@@ -42,7 +43,10 @@ class SamplingRow(Protocol):
 
 
 class Sampled(NamedTuple):
-    """One token per row, and its log probability where the row asks for it."""
+    """One token per row, and its log probability where the row asks for it.
+
+    The token is NO_TOKEN where the logits hold nan or inf.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob | None]
@@ -65,12 +69,13 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         drawn = draw(take(logits, random), warp)
         # Of a row without a finite logit nothing can be drawn
         tokens[random] = torch.where(warp.best.isfinite(), drawn, take(tokens, random))
+    tokens.masked_fill_(~(best < torch.inf), NO_TOKEN)  # the best of nan and others is nan
     token_ids: list[int] = tokens[:, 0].tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(rows)
     if raw is not None:
         num_top = [rows[i].params.logprobs or 0 for i in wanted]
         asked = [rows[i].params.logprob_token_ids for i in wanted]
-        scored = score(raw, [token_ids[i] for i in wanted], num_top, asked)
+        scored = score(raw, [max(token_ids[i], 0) for i in wanted], num_top, asked)
         for i, logprob in zip(wanted, scored, strict=True):
             logprobs[i] = logprob
     return Sampled(token_ids, logprobs)

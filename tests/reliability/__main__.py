@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 
-PROGRAMMES = ["burst", "disconnect", "kill9", "sigterm", "slow_reader", "slow_upload"]
+PROGRAMMES = ["burst", "disconnect", "engine", "kill9", "sigterm", "slow_reader", "slow_upload"]
 
 
 def chosen(arguments: list[str]) -> dict[str, dict[str, float]]:
