@@ -106,6 +106,12 @@ class EngineConfig:
         pattern=".{1,100}",  # a socket's path has no room for more
         allowed="a path of at most 100 characters",
     )
+    step_timeout_s: float = setting(
+        60.0,
+        "Seconds that one step of the model may take; then the engine is taken for stuck and "
+        "restarted. 0 for any time.",
+        minimum=0,
+    )
     seed: int | None = setting(
         None,
         "Seed of requests that bring none; random by default.",

@@ -7,6 +7,7 @@ EngineError
     EngineOverloaded      the waiting queue is full
         QueueTimeout      the request has waited too long for its turn
     EngineFailed          a step raised; the request is lost, the cause is in the log
+        EngineLost        the engine ended under the request; another one takes its place
         ConstraintFailed  the answer left its grammar, or the grammar its limits
     PromptTooLong         prompt and reserved output do not fit into the context
     InvalidPrompt         the prompt cannot be built or holds token ids the model has not
@@ -51,6 +52,10 @@ class QueueTimeout(EngineOverloaded):
 
 class EngineFailed(EngineError):
     """A step raised while this request was running."""
+
+
+class EngineLost(EngineFailed):
+    """The engine ended while this request was running. The next one can go on with it."""
 
 
 class ConstraintFailed(EngineFailed):

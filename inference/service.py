@@ -21,7 +21,7 @@ from inference.engine.client import EngineClient, Place, QueueLimits
 from inference.engine.core import EngineCore, EngineLimits
 from inference.engine.remote import SocketEngine
 from inference.engine.server import EngineServer
-from inference.engine.thread import Report, ThreadEngine
+from inference.engine.thread import Load, Report, ThreadEngine
 from inference.errors import ModelLoadError, ShuttingDown
 from inference.request import Constraint, ModelInfo
 from inference.text.grammar import compiler_of
@@ -109,10 +109,10 @@ def close() -> None:
         engine.close()
 
 
-async def serve() -> bool:
-    """Be the engine process, until SIGTERM or SIGINT. False if the engine ended by itself.
+async def serve() -> str:
+    """Be the engine process until SIGTERM or SIGINT, or until the engine ends by itself.
 
-    Raises AddressRefused before anything is loaded.
+    Returns its last state, "stopped" if told to. Raises AddressRefused before anything is loaded.
     """
 
     def compile(spec: dict[str, Any]) -> Constraint:
@@ -125,17 +125,36 @@ async def serve() -> bool:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stopping.set)
         await server.run(listener)
-        return server.stopping.is_set()
+        return "stopped" if server.stopping.is_set() else engine.status.state
 
 
 def _in_thread(
     config: EngineConfig, on_failure: Callable[[BaseException], None] = lambda exc: None
 ) -> ThreadEngine:
     return ThreadEngine(
-        lambda report: load_core(config, report),
+        reloadable(config),
         QueueLimits(config.max_num_seqs + config.max_num_queued_reqs, config.max_num_queued_tokens),
         on_failure=on_failure,
+        step_timeout_s=config.step_timeout_s,
     )
+
+
+def reloadable(config: EngineConfig) -> Load:
+    """`load_core` that keeps the weights: each call after the first only makes a new KV cache."""
+    loaded: LoadedModel | None = None
+
+    def load(report: Report) -> tuple[EngineCore, ModelInfo]:
+        nonlocal loaded, config
+        from inference.model import loader, runner  # torch and transformers: seconds of import
+
+        loaded = loaded or loader.load_model(config, logged(report))
+        core, info = make_core(loaded, config, logged(report))
+        # What is free now says nothing: the last cache may not have gone yet
+        num_bytes = core.pool.num_blocks * runner.block_bytes(loaded, config)
+        config = replace(config, kv_cache_memory=num_bytes)
+        return core, info
+
+    return load
 
 
 def _load_tokenizer(folder: str) -> Any:
@@ -146,13 +165,23 @@ def _load_tokenizer(folder: str) -> Any:
 
 def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelInfo]:
     """Load the model and build its engine, reporting each stage. Raises ModelLoadError."""
-    from inference.model import loader, memory, runner  # torch and transformers: seconds of import
+    return reloadable(config)(report)
 
+
+def logged(report: Report) -> Report:
     def say(stage: str) -> None:
         report(stage)
         logger.info("%s", stage)
 
-    loaded = loader.load_model(config, say)
+    return say
+
+
+def make_core(
+    loaded: "LoadedModel", config: EngineConfig, say: Report
+) -> tuple[EngineCore, ModelInfo]:
+    """An engine with a KV cache of its own for a loaded model."""
+    from inference.model import memory, runner
+
     model_runner = runner.make_runner(loaded, config, say)
     limits = _limits(config, loaded, model_runner)
     num_tokens = (model_runner.num_blocks - 1) * config.block_size

@@ -7,6 +7,7 @@ import atexit
 import logging
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
@@ -26,6 +27,7 @@ except ImproperlyConfigured as error:
 
 # Only now can anything be imported that has models.
 from inference import service
+from inference.errors import EngineFailed
 from nanollmserve_site import __version__, first_start
 from nanollmserve_site.door import loopback_only, same_origin
 from nanollmserve_site.drain import Drain
@@ -38,11 +40,19 @@ from openai_api import background, keys
 logger = logging.getLogger("nanollmserve")
 
 
+LAST_WORDS_S = 2.0  # for what was running to tell its clients and the database that it failed
+
+
 def leave(error: BaseException) -> None:
-    """Without its model the process is of no use; whoever started it must see that."""
+    """Without its engine the process is of no use; whoever started it must see that.
+
+    Status 70 where the engine has lived, so that starting it once more may help, and 1 where not.
+    """
+    is_broken = isinstance(error, EngineFailed)
+    time.sleep(LAST_WORDS_S if is_broken else 0)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(os.EX_SOFTWARE if is_broken else 1)
 
 
 async def lifespan(scope: Message, receive: Receive, send: Send) -> None:

@@ -10,6 +10,13 @@ from typing import NamedTuple
 
 from django.conf import settings
 
+from inference.errors import (
+    EngineFailed,
+    EngineLost,
+    EngineNotReady,
+    EngineOverloaded,
+    ShuttingDown,
+)
 from inference.request import (
     Constraint,
     Delta,
@@ -25,6 +32,8 @@ from inference.text.output_parser import OutputParser, Piece
 from inference.text.syntax import calls_of, kept_token_ids, reasoning_of
 from openai_api.protocol.ids import new_id
 from openai_api.tools import NO_TOOLS, ToolUse
+
+RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +138,23 @@ class Answer:
         self.is_settled = True
         self.replayed: list[Segment] = []
         self._take(Delta(list(generated)), self.replayed)
-        self._generation = engine.generate(_request(choice, body, generated))
+        self._engine, self._choice, self._body = engine, choice, body
+        self._may_go_on, self._is_cancelled = body.get("background", False), False
+        self._generation = engine.generate(self._request())
+
+    def _request(self) -> Request:
+        """What is left to be generated."""
+        return Request(
+            request_id=new_id("gen"),
+            prompt_token_ids=self.prompt_token_ids,
+            params=self._params,
+            cache_salt=self._body["cache_salt"],
+            priority=self._body["priority"],
+            constraint=self._choice.constraint,
+            generated_token_ids=tuple(self.token_ids),
+            owner=self._body["owner"],
+            **({} if self._body.get("background") else timeouts()),
+        )
 
     def _make_parser(self, body: dict, chat: bool) -> None:
         """The way from tokens to pieces. Markers that are special tokens are for the parser."""
@@ -173,7 +198,7 @@ class Answer:
         """The answer as it comes. Leaving early aborts the generation."""
         waiting: list[Segment] = []  # for `stream_interval` tokens to come together
         num_shown = 0
-        async with self._generation as deltas:
+        async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
                 self.first_token_at = self.first_token_at or time.monotonic()
                 self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
@@ -192,6 +217,39 @@ class Answer:
                 if self.finish_reason:
                     return
 
+    async def _deltas(self) -> AsyncIterator[Delta]:
+        """What is generated.
+
+        In the background an answer survives the end of its engine, but only one: it may be why.
+        """
+        while True:
+            try:
+                async with self._generation as deltas:
+                    async for delta in deltas:
+                        yield delta
+                return
+            except EngineLost:
+                if not self._may_go_on:
+                    raise
+            self._may_go_on = False
+            await self._queue_again()
+
+    async def _queue_again(self) -> None:
+        """As soon as there is an engine."""
+        while not self._is_cancelled:
+            try:
+                self._generation = self._engine.generate(self._request())
+                break
+            except (EngineNotReady, EngineOverloaded):
+                if self._engine.is_draining:
+                    raise ShuttingDown() from None
+                if self._engine.status.state not in ("loading", "ready"):
+                    raise
+                await asyncio.sleep(RETRY_S)
+        if self._is_cancelled:
+            self._generation.abort()
+            raise EngineFailed("The generation was cancelled.")
+
     async def begun(self) -> None:
         """Wait for the first token; raises what came instead."""
         await self._generation.begun()
@@ -203,6 +261,7 @@ class Answer:
 
     def cancel(self) -> None:
         """Make whoever iterates it fail, from any thread."""
+        self._is_cancelled = True
         self._generation.cancel()
 
     def _take(self, delta: Delta, segments: list[Segment]) -> None:
@@ -277,20 +336,6 @@ class Answer:
                 segments.append(Segment(kind, text))
             segments[-1].tokens += self._tokens
             self._tokens = []
-
-
-def _request(choice: Choice, body: dict, generated: Sequence[int]) -> Request:
-    return Request(
-        request_id=new_id("gen"),
-        prompt_token_ids=choice.prompt_token_ids,
-        params=choice.params,
-        cache_salt=body["cache_salt"],
-        priority=body["priority"],
-        constraint=choice.constraint,
-        generated_token_ids=tuple(generated),
-        owner=body["owner"],
-        **({} if body.get("background") else timeouts()),
-    )
 
 
 def timeouts() -> dict[str, float]:

@@ -165,6 +165,7 @@ TRANSLATIONS: dict[type[Exception], type[ApiError]] = {
     inference_errors.QueueTimeout: QueueTimedOut,
     inference_errors.EngineNotReady: Unavailable,
     inference_errors.EngineFailed: ServerError,
+    inference_errors.EngineLost: ServerError,
     inference_errors.ConstraintFailed: ServerError,
     inference_errors.ModelLoadError: ServerError,
     inference_errors.EngineError: ServerError,

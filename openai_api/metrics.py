@@ -16,6 +16,11 @@ worst_loop_stall_s = Gauge(
     "The longest of these since the start.",
     registry=registry,
 )
+num_engine_restarts = Gauge(
+    "nanollm_engine_restarts",
+    "How often the engine was begun anew because it had died or hung.",
+    registry=registry,
+)
 
 
 def text() -> bytes:

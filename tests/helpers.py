@@ -100,10 +100,11 @@ def scripted_engine(
     max_num_seqs: int = 32,
     words: Iterable[str] = (),
     before_step: Callable[[], object] = lambda: None,
+    step_timeout_s: float = 60,
 ) -> EngineClient:
     """An engine whose model says `script(prompt)`. Close it when done.
 
-    `words` are the tokens that are no bytes; `before_step` may hold up the model.
+    `words` are the tokens that are no bytes; `before_step` may hold up the model, and raise.
     """
     tokenizer = byte_tokenizer(words)
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -125,8 +126,11 @@ def scripted_engine(
         fingerprint="fp_1",
         created=1764000000,
     )
-    core = EngineCore(ScriptedRunner(tokenizer, script, before_step), limits)
-    engine = ThreadEngine(lambda report: (core, info), QueueLimits(64))
+    engine = ThreadEngine(
+        lambda report: (EngineCore(ScriptedRunner(tokenizer, script, before_step), limits), info),
+        QueueLimits(64),
+        step_timeout_s=step_timeout_s,
+    )
     while engine.status.state == "loading":
         time.sleep(0.001)
     return engine

@@ -22,6 +22,14 @@ CHAT = {
     "max_tokens": 60,
 }
 
+SPEECH = {
+    "model": "nanollmserve-demo",
+    "input": "Hi",
+    "temperature": 0,
+    "max_output_tokens": 500,
+    "extra_body": {"ignore_eos": True},
+}
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),
@@ -69,10 +77,9 @@ def test_a_server_outlives_its_engine(
             server.wait_for(f"{url}/health/ready")
             assert address.stat().st_mode & 0o777 == 0o600
             answer = client.chat.completions.create(**CHAT).choices[0].message.content
+            spoken, begun = (client.responses.create(**SPEECH, background=b) for b in (False, True))
             with pytest.raises(openai.APIError):
-                for number, _ in enumerate(endless_stream(client)):
-                    if number == 3:
-                        first.popen.send_signal(signal.SIGKILL)
+                kill_in_the_middle(first, client)
             with pytest.raises(openai.InternalServerError) as caught:
                 client.chat.completions.create(**CHAT)
             assert caught.value.status_code == 503
@@ -80,6 +87,8 @@ def test_a_server_outlives_its_engine(
         with start_engine(tmp_path, address) as second:  # over the socket of the dead one
             server.wait_for(f"{url}/health/ready")
             assert client.chat.completions.create(**CHAT).choices[0].message.content == answer
+            *_, last = client.responses.retrieve(begun.id, stream=True)
+            assert last.response.output_text == spoken.output_text
             second.popen.send_signal(signal.SIGTERM)
             assert second.wait() == 0
         assert not address.exists()
@@ -90,6 +99,12 @@ def test_a_server_outlives_its_engine(
     assert answer == asyncio.run(in_process_answer())
     assert "Loading" not in server.output  # no weights here
     assert "Traceback" not in first.output + second.output + server.output
+
+
+def kill_in_the_middle(engine: Process, client: openai.OpenAI) -> None:
+    for number, _ in enumerate(endless_stream(client)):
+        if number == 3:
+            engine.popen.send_signal(signal.SIGKILL)
 
 
 async def in_process_answer() -> str:

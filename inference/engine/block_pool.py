@@ -80,6 +80,11 @@ class BlockPool:
             if digest not in self._by_digest:  # else a twin holds it: tables are append-only
                 self._by_digest[digest], self._digests[block] = block, digest
 
+    def forget(self, seq: Sequence) -> None:
+        """Let nobody find the blocks of `seq` any more: what is in them may be wrong."""
+        for block in seq.block_table:
+            self._unhash(block)
+
     def check(self, held: Iterable[Sequence]) -> None:
         """Prove that every block is either free or held, and counted right (for tests)."""
         counts = [0] * self.num_blocks
@@ -93,10 +98,13 @@ class BlockPool:
 
     def _take(self) -> int:
         block, _ = self._free.popitem(last=False)
-        if (digest := self._digests.pop(block, None)) is not None:
-            del self._by_digest[digest]
+        self._unhash(block)
         self._ref_counts[block] = 1
         return block
+
+    def _unhash(self, block: int) -> None:
+        if (digest := self._digests.pop(block, None)) is not None:
+            del self._by_digest[digest]
 
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
         hashes, size = seq.block_hashes, self.block_size

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -27,7 +27,8 @@ OnArrival = Callable[["Generation"], None]
 class EngineStatus:
     """Where the engine is, and a line on why, for those who are told that it is not ready.
 
-    `state` is loading (again, perhaps), ready, broken (it may come back), failed or stopped.
+    `state` is loading (again, perhaps), ready, failed (to load), stopped, or broken: it dies
+    whenever it is restarted.
     """
 
     state: str = "loading"
@@ -291,8 +292,8 @@ class EngineClient:
             for generation, _ in items:
                 self.abort(generation.request.request_id)
 
-    def _fail_all(self, error: EngineError) -> None:
-        self._publish([(request_id, error) for request_id in list(self._generations)])
+    def _fail_all(self, error: EngineError, but: Container[str] = ()) -> None:
+        self._publish([(key, error) for key in list(self._generations) if key not in but])
 
 
 def _deliver(items: list[tuple[Generation, Delta | EngineError]]) -> None:

@@ -13,7 +13,7 @@ from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
-from inference.errors import ConstraintFailed, EngineError, EngineFailed, QueueTimeout
+from inference.errors import EngineError, EngineFailed, QueueTimeout
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request, TokenLogprob
@@ -57,7 +57,7 @@ class UnderWay(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot of the engine's work; the counters only grow."""
+    """A snapshot of the engine's work. The counters only grow, but for those of a new core."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -70,6 +70,7 @@ class EngineStats:
     num_hit_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_restarts: int = 0
 
 
 class EngineCore:
@@ -90,6 +91,7 @@ class EngineCore:
         self._seqs: dict[str, Sequence] = {}
         self._outputs: list[Output] = []  # not handed on yet
         self._under_way = UnderWay(Batch(), None)
+        self.num_restarts = 0  # of the engine, before this core
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, request: Request) -> None:
@@ -103,8 +105,8 @@ class EngineCore:
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 stop_token_ids=eos | params.stop_token_ids,
             )
-        except ConstraintFailed as exc:  # what was generated before does not fit
-            self._outputs.append((request.request_id, exc))
+        except Exception as exc:  # what was generated before does not fit its constraint, say
+            self._outputs.append((request.request_id, failure(exc)))
             return
         self._seqs[request.request_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
@@ -156,6 +158,7 @@ class EngineCore:
             num_hit_tokens=scheduler.num_hit_tokens,
             num_draft_tokens=scheduler.proposer.num_draft_tokens,
             num_accepted_tokens=scheduler.proposer.num_accepted_tokens,
+            num_restarts=self.num_restarts,
         )
 
     def _refuse_late(self) -> None:
@@ -176,25 +179,30 @@ class EngineCore:
         try:
             logits = self._runner.forward(batch.model_inputs(before.batch, tokens))
         except Exception as exc:
-            self._run_in_halves(batch.without(self._land()), exc)
-            return
-        kept = batch.without(self._land())
-        try:
-            self._sample(batch, kept, logits)
-        except Exception as exc:
-            self._run_in_halves(kept, exc)
+            if isinstance(exc, torch.AcceleratorError):
+                raise  # whatever the device is asked from now on fails as well
+            failed, kept = exc, batch.without(self._land())
+        else:
+            kept = batch.without(self._land())
+            try:
+                self._sample(batch, kept, logits)
+            except Exception as exc:
+                failed = exc
+            else:
+                return
+        if isinstance(failed, torch.OutOfMemoryError):  # whose frames hold what was computed
+            failed = failed.with_traceback(None)
+        self._run_in_halves(kept, failed)
 
     def _run_in_halves(self, batch: Batch, exc: Exception) -> None:
-        if isinstance(exc, torch.OutOfMemoryError):
-            self._need_less_memory()
+        is_smaller = isinstance(exc, torch.OutOfMemoryError) and self._need_less_memory()
+        logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
         if len(batch.seqs) > 1:
-            logger.warning("a step with %d sequences failed: %r", len(batch.seqs), exc)
             middle = len(batch.seqs) // 2
             self._run(batch.without(batch.seqs[middle:]))
             self._run(batch.without(batch.seqs[:middle]))
-        elif batch:
-            logger.error("a sequence failed", exc_info=exc)
-            self._fail(batch.seqs[0])
+        elif batch and not is_smaller:  # else its next chunk will be smaller
+            self._fail(batch.seqs[0], exc)
 
     def _sample(self, batch: Batch, kept: Batch, logits: Tensor) -> None:
         """Choose tokens for who is `kept` of the batch. No sequence has moved on if this raises."""
@@ -212,15 +220,16 @@ class EngineCore:
             seq = kept.seqs[index]
             seq.num_output_placeholders = int(seq.num_output_tokens + 1 < seq.max_tokens)
 
-    def _need_less_memory(self) -> None:
-        """From now on compute fewer tokens at once."""
+    def _need_less_memory(self) -> bool:
+        """From now on compute fewer tokens at once, if it can be fewer."""
         torch.cuda.empty_cache()
         scheduler = self.scheduler
+        most = max(scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens)
         budget = max(scheduler.max_num_batched_tokens // 2, scheduler.max_num_seqs)
-        if budget < scheduler.max_num_batched_tokens:
+        if budget < most:
             logger.error("out of memory: only %d tokens in one step from now on", budget)
-            scheduler.max_num_batched_tokens = budget
-        scheduler.max_num_prefill_tokens = 0
+        scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens = budget, 0
+        return budget < most
 
     def _land(self) -> set[Sequence]:
         """Wait for the run under way, and hand on its tokens.
@@ -248,9 +257,9 @@ class EngineCore:
         seq = batch.seqs[index]
         try:
             delta: Delta | EngineError = seq.delta(self._take(batch, index, token_ids), logprobs)
-        except ConstraintFailed as exc:
-            logger.warning("an answer failed: %s", exc)
-            delta, seq.finish_reason = exc, FinishReason.ABORT
+        except Exception as exc:
+            delta, seq.finish_reason = failure(exc), FinishReason.ABORT
+            self.pool.forget(seq)
         self._outputs.append((seq.request.request_id, delta))
         if seq.finish_reason:
             self._forget(seq)
@@ -263,6 +272,8 @@ class EngineCore:
         seq, draft = batch.seqs[index], batch.drafts[index]
         before, seq.num_output_placeholders = seq.num_output_tokens, 0
         for token_id, guess in zip_longest(token_ids, draft):
+            if token_id == sampler.NO_TOKEN:
+                raise EngineFailed("The model's logits are not finite.")
             seq.append(token_id)
             if token_id != guess or seq.finish_reason:
                 break
@@ -283,11 +294,19 @@ class EngineCore:
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.append(entry)
 
-    def _fail(self, seq: Sequence) -> None:
+    def _fail(self, seq: Sequence, exc: Exception) -> None:
         self._forget(seq)
-        error = EngineFailed("The model failed while answering.")
-        self._outputs.append((seq.request.request_id, error))
+        self._outputs.append((seq.request.request_id, failure(exc)))
 
     def _forget(self, seq: Sequence) -> None:
         self._seqs.pop(seq.request.request_id, None)
         self.scheduler.finish(seq, FinishReason.ABORT)
+
+
+def failure(exc: Exception) -> EngineError:
+    """What a request is told that failed because of `exc`; the operator is told more."""
+    if isinstance(exc, EngineFailed):
+        logger.warning("an answer failed: %s", exc)
+        return exc
+    logger.error("a sequence failed", exc_info=exc)
+    return EngineFailed("The model failed while answering.")

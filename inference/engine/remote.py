@@ -12,13 +12,14 @@ from inference.engine import frames
 from inference.engine.address import AddressRefused, check_folder
 from inference.engine.client import Backlog, EngineClient, QueueLimits
 from inference.engine.core import EngineStats
-from inference.errors import EngineFailed, InvalidPrompt, ModelLoadError
+from inference.errors import EngineFailed, EngineLost, InvalidPrompt, ModelLoadError
 from inference.request import Request
 
 logger = logging.getLogger(__name__)
 
 LoadTokenizer = Callable[[str], Any]  # from the folder that the engine process has it from
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
+SILENCE_S = 30.0  # after which a process is taken for dead that is still there
 
 
 class SocketEngine(EngineClient):
@@ -92,15 +93,22 @@ class SocketEngine(EngineClient):
         reader, writer = await asyncio.open_unix_connection(str(self._address))
         try:
             writer.write(frames.hello(self._version))
-            frames.check_hello(await frames.read(reader), self._version)
+            frames.check_hello(await self._read(reader), self._version)
             self._writer = writer
             while True:
-                self._handle(*await frames.read(reader))
+                self._handle(*await self._read(reader))
         finally:
             self._writer = None
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
+
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[Any, ...]:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                return await frames.read(reader)
+        except TimeoutError as exc:
+            raise TimeoutError(f"it has said nothing for {SILENCE_S:g} seconds") from exc
 
     def _handle(self, kind: str, *arguments: Any) -> None:
         if kind == "model":
@@ -137,13 +145,13 @@ class SocketEngine(EngineClient):
             logger.warning("%s", reason)
         self._reason = reason
         self.status.state, self.status.stage = "loading", reason
-        self._fail_all(EngineFailed("The engine process has gone."))
+        self._fail_all(EngineLost("The engine process has gone."))
 
     def _send_request(self, request_id: str, frame: bytes) -> None:
         if request_id not in self._generations:
             return  # aborted already
         if self._writer is None:
-            self._publish([(request_id, EngineFailed("The engine process has gone."))])
+            self._publish([(request_id, EngineLost("The engine process has gone."))])
         else:
             self._writer.write(frame)
 

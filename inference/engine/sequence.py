@@ -99,6 +99,10 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def has_not_begun(self) -> bool:
+        return self.num_output_tokens == len(self.request.generated_token_ids)
+
     def append(self, token_id: int) -> None:
         """Take over a sampled token and find out whether it is the last.
 

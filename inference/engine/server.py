@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Compile = Callable[[dict[str, Any]], Constraint]  # the `spec` of a constraint to the constraint
 LOOK_INTERVAL_S = 0.05  # at what has changed without any output: stage of loading, statistics
+SIGN_INTERVAL_S = 5.0  # after which there is something to say even if there is nothing new
 STOP_S = 10.0  # for the last step to end
 FAREWELL_S = 2.0  # for the last frames to be read
 
@@ -82,6 +84,7 @@ class Connection:
         self._due, self._gone = asyncio.Event(), asyncio.Event()
         self._knows_model = False
         self._told: Any = None
+        self._told_at = 0.0
         self._sender: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
@@ -105,8 +108,8 @@ class Connection:
             self._gone.set()
 
     def look(self) -> None:
-        """Let the client know if anything has changed besides its own requests."""
-        if self._news() != self._told:
+        """Let the client know if anything has changed besides its own requests, or of our life."""
+        if self._news() != self._told or time.monotonic() - self._told_at > SIGN_INTERVAL_S:
             self._due.set()
 
     async def say_farewell(self) -> None:
@@ -185,7 +188,7 @@ class Connection:
     def _write_updates(self) -> None:
         """Everything that the client does not know yet."""
         self._due.clear()
-        self._told = self._news()
+        self._told, self._told_at = self._news(), time.monotonic()
         if self._told[0] == "ready" and not self._knows_model:
             with suppress(EngineNotReady):  # it stops just now
                 facts = frames.model_facts(self._engine.model)

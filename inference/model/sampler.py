@@ -25,6 +25,7 @@ GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it only overflows
 LADDER = (64, 1024)  # candidates that are sorted before the whole vocabulary is
 NO_TOP_K = 2**24  # exact in float32, above any vocabulary
 MASK64 = 2**64 - 1
+NO_TOKEN = -1
 
 
 class SamplingRow(Protocol):
@@ -46,7 +47,8 @@ class SamplingRow(Protocol):
 class Sampled(NamedTuple):
     """One token per row, and its log probability where the row asks for it.
 
-    Of the rows in `late`, `Sampling.tokens` had said another token at first.
+    The token is NO_TOKEN where the logits hold nan or inf. Of the rows in `late`,
+    `Sampling.tokens` had said another token at first.
     """
 
     token_ids: list[int]
@@ -74,9 +76,10 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> "Sampling":
         weights = warp.apply_(take(logits, whole)).exp_()
         tokens = put(tokens, whole, invert(weights, warp.noise), warp)
     if not cut:
-        return Sampling(rows, tokens, scored, raw)
+        return Sampling(rows, tokens, best, scored, raw)
     warp = Warp.of([rows[i] for i in cut], take(best, cut))
-    return Sampling(rows, tokens, scored, raw, Nucleus(cut, warp.apply_(take(logits, cut)), warp))
+    nucleus = Nucleus(cut, warp.apply_(take(logits, cut)), warp)
+    return Sampling(rows, tokens, best, scored, raw, nucleus)
 
 
 def is_far(device: torch.device) -> bool:
@@ -91,10 +94,12 @@ class Sampling:
         self,
         rows: Sequence[SamplingRow],
         tokens: Tensor,
+        best: Tensor,
         scored: list[int],
         raw: Tensor | None,
         nucleus: "Nucleus | None" = None,
     ) -> None:
+        self._is_broken = ~(best < torch.inf)  # the best of nan and others is nan
         self.tokens, self._scored, self._raw, self._nucleus = tokens, scored, raw, nucleus
         self._num_top = [rows[i].params.logprobs or 0 for i in scored]
         self._asked = [rows[i].params.logprob_token_ids for i in scored]
@@ -108,7 +113,7 @@ class Sampling:
         if self._raw is not None:
             chosen = take(self.tokens, self._scored)
             parts.append(score_on_device(self._raw, chosen, self._num_top, self._asked))
-        everything = self.tokens[:, 0]
+        everything = self.tokens.masked_fill(self._is_broken, NO_TOKEN)[:, 0]
         if parts:  # float64 holds every token id
             everything = torch.cat([part.flatten().double() for part in (everything, *parts)])
         self._download = Download(everything)

@@ -73,7 +73,7 @@ def is_head_norm(norm: nn.Module, dim: int) -> bool:
 
 
 class DecoderStack(nn.Module):
-    """Decoder layers, in place of the first of them. To be run by one thread at a time."""
+    """Decoder layers, in place of the first of them."""
 
     def __init__(self, layers: Sequence[nn.Module], specs: Sequence[LayerSpec]) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class DecoderStack(nn.Module):
         if hasattr(first, "attention_type"):
             self.attention_type = first.attention_type
         self._kernel = cpu.kernel("decoder_stack")
-        self._layers = (cpu.DecoderArguments * len(layers))(*map(described, layers, specs))
-        self._caches: Sequence[LayerCache] = ()
+        facts = (cpu.DecoderArguments * len(layers))(*map(described, layers, specs))
+        self._known: tuple[Sequence[LayerCache], Any] = (), facts  # caches, layers that use them
         shared = shared_projection(first)
         self._sizes = {
             "normed": first.mlp.down.out_features,
@@ -92,7 +92,6 @@ class DecoderStack(nn.Module):
             "gated": first.mlp.gate_up.out_features,
         }
         self._arguments = cpu.StackArguments(
-            layers=ctypes.addressof(self._layers),
             num_layers=len(layers),
             hidden_size=first.mlp.down.out_features,
             num_heads=first.self_attn.o_proj.in_features // spec.k_head_dim,
@@ -110,12 +109,13 @@ class DecoderStack(nn.Module):
         **others: Any,
     ) -> Tensor:
         """`[1, T, hidden_size]` to the same; the new keys and values are cached."""
-        context, arguments = current_context(), self._arguments
+        context = current_context()
+        arguments = cpu.StackArguments.from_buffer_copy(self._arguments)  # threads share the stack
         cos, sin = (part.contiguous() for part in position_embeddings)
         num_tokens = hidden_states.shape[1]
         if cos.shape != (1, num_tokens, arguments.dim) or cos.dtype != hidden_states.dtype:
             raise TypeError(f"rotary embeddings of {cos.dtype} {tuple(cos.shape)}")
-        self._use_caches(context)
+        layers = self._layers_for(context)
         hidden = hidden_states.clone(memory_format=torch.contiguous_format)
         memory = {
             name: torch.empty(num_tokens, size, dtype=hidden.dtype)
@@ -123,7 +123,7 @@ class DecoderStack(nn.Module):
         }
         cache = context.layers[0]
         run = context.kernel.described(cache.keys, cache.values, arguments.num_heads)
-        arguments.run = ctypes.addressof(run)
+        arguments.run, arguments.layers = ctypes.addressof(run), ctypes.addressof(layers)
         for name, tensor in {"hidden": hidden, "cos": cos, "sin": sin, **memory}.items():
             setattr(arguments, name, tensor.data_ptr())
         arguments.num_tokens, arguments.num_threads = num_tokens, torch.get_num_threads()
@@ -131,11 +131,15 @@ class DecoderStack(nn.Module):
         self._kernel(arguments)
         return hidden
 
-    def _use_caches(self, context: AttentionContext) -> None:
-        if self._caches is not context.layers:
-            for layer, cache in zip(self._layers, context.layers, strict=True):
+    def _layers_for(self, context: AttentionContext) -> Any:
+        """The layers with these caches. A thread that was given up may still be in the others'."""
+        caches, layers = self._known
+        if caches is not context.layers:
+            layers = type(layers).from_buffer_copy(layers)
+            for layer, cache in zip(layers, context.layers, strict=True):
                 layer.keys, layer.values = cache.keys.data_ptr(), cache.values.data_ptr()
-            self._caches = context.layers
+            self._known = context.layers, layers
+        return layers
 
 
 def described(layer: nn.Module, spec: LayerSpec) -> Any:

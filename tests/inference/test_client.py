@@ -150,7 +150,7 @@ async def test_closing_the_engine_ends_every_stream(engine, thread_engine, gate)
     gate.clear()
     generation = engine.generate(make_request("open", [1, 2], 60))
     wait_until(lambda: thread_engine._generations)
-    thread_engine._inbox.put(None)
+    thread_engine._put(None)
     gate.set()
     with pytest.raises(EngineFailed):
         await read(generation)

@@ -1,5 +1,7 @@
 """Whatever the scheduler does, every request gets the answer of a loop without any cache."""
 
+import math
+
 import pytest
 import torch
 
@@ -222,6 +224,81 @@ def test_only_the_sequence_that_cannot_be_computed_fails():
     assert core.pool.num_free == core.pool.num_blocks - 1
 
 
+def test_one_poisonous_token_among_many_sequences_costs_its_own_alone():
+    """It comes up while all of them decode."""
+    poison = 11
+    prompts = {str(i): [7, 7, 7, 7, *[20 + i] * 3] for i in range(32)}
+    answers = {key: naive(prompt, 12) for key, prompt in prompts.items()}
+    poisoned = {key for key, answer in answers.items() if poison in answer[:-1]}
+    assert len(poisoned) == 1
+    core = make_core(num_blocks=200, max_num_batched_tokens=64, max_num_seqs=32)
+    fail_on(core, poison)
+    for key, prompt in prompts.items():
+        core.add(make_request(key, prompt, 12))
+    found, failed = outcomes(core)
+
+    assert failed == poisoned
+    assert {key: found[key] for key in set(prompts) - failed} == {
+        key: answers[key] for key in set(prompts) - failed
+    }
+    assert core.pool.num_free == core.pool.num_blocks - 1
+
+
+def outcomes(core: EngineCore) -> tuple[dict[str, list[int]], set[str]]:
+    """What was answered, and who failed."""
+    found, failed = {}, set()
+    while core.has_work:
+        for key, item in core.step():
+            if isinstance(item, EngineFailed):
+                failed.add(key)
+            else:
+                found.setdefault(key, []).extend(item.token_ids)
+        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+    return found, failed
+
+
+def nan_on(core: EngineCore, token_id: int) -> None:
+    """Let the logits of every sequence that brings this token be nan."""
+    forward = core._runner.forward
+
+    def run(inputs):
+        logits, start = forward(inputs), 0
+        for count in inputs.counts:
+            if token_id in inputs.token_ids[start : start + count]:
+                for i, row in enumerate(inputs.logit_rows):
+                    if start <= row < start + count:
+                        logits[i] = math.nan
+            start += count
+        return logits
+
+    core._runner.forward = run
+
+
+def test_logits_that_are_no_numbers_cost_their_sequence_and_leave_nothing_in_the_cache():
+    core = make_core(max_num_batched_tokens=64)
+    prompts = {str(i): [*range(10, 18), i + 1] for i in range(6)}
+    nan_on(core, token_id=4)
+    core.add(make_request("3", prompts["3"], 4))
+    assert outcomes(core) == ({}, {"3"})
+
+    for key, prompt in prompts.items():
+        core.add(make_request(key, prompt, 4))
+    core.step()  # the first computes what all of them share
+    assert core.stats().num_hit_tokens == 0
+    answers = {key: naive(prompt, 4) for key, prompt in prompts.items() if key != "3"}
+    found, failed = outcomes(core)
+    assert (found, failed) == (answers | {"0": answers["0"][1:]}, {"3"})
+
+
+def test_an_accelerator_that_is_lost_is_nobodys_fault():
+    core = make_core()
+    for i in range(3):
+        core.add(make_request(str(i), [i + 1] * 4))
+    fail_on(core, poison=1, error=torch.AcceleratorError)
+    with pytest.raises(torch.AcceleratorError):
+        core.step()
+
+
 def test_too_little_memory_makes_steps_smaller_and_costs_nobody():
     core = make_core(max_num_batched_tokens=64, max_num_seqs=8)
     prompts = {str(i): [i + 1] * 4 for i in range(6)}
@@ -232,6 +309,23 @@ def test_too_little_memory_makes_steps_smaller_and_costs_nobody():
     assert drain(core) == {key: naive(prompt, 4) for key, prompt in prompts.items()}
     assert core.scheduler.max_num_batched_tokens == 8
     assert min(sizes) >= 1 and sizes[:3] == [6, 3, 1]
+
+
+def test_a_prompt_too_large_for_the_memory_is_read_in_smaller_chunks():
+    core = make_core(max_num_batched_tokens=32, max_num_prefill_tokens=48, max_num_seqs=4)
+    forward, sizes = core._runner.forward, []
+
+    def run(inputs):
+        sizes.append(len(inputs.token_ids))
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("as asked")
+        return forward(inputs)
+
+    core._runner.forward = run
+    prompt = list(range(1, 51))
+    core.add(make_request("long", prompt, 4))
+    assert drain(core) == {"long": naive(prompt, 4)}
+    assert sizes[:3] == [48, 16, 8]
 
 
 def test_prompts_are_read_in_larger_chunks_while_nobody_waits_for_a_token():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from inference.model import sampler
-from inference.model.sampler import Sampled, score, uniform
+from inference.model.sampler import NO_TOKEN, Sampled, score, uniform
 from inference.request import ConstraintState, SamplingParams
 
 torch.set_num_threads(1)
@@ -221,9 +221,21 @@ def test_the_ends_of_the_distribution_are_safe(noise, settings, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.5}, {"min_p": 0.5}])
 def test_nothing_allowed_still_gives_a_token(settings):
     row = Row(SamplingParams(**settings, logprobs=2))
-    for fill in (-torch.inf, torch.nan):
-        (token_id,) = sample(torch.full((1, 100), fill), [row]).token_ids
-        assert 0 <= token_id < 100
+    (token_id,) = sample(torch.full((1, 100), -torch.inf), [row]).token_ids
+    assert 0 <= token_id < 100
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_a_row_that_is_not_finite_gives_none_and_changes_no_other(settings, wrong):
+    logits = random_logits(3, 100)
+    rows = [Row(SamplingParams(**settings, seed=i, logprobs=2)) for i in range(3)]
+    expected = sample(logits.clone(), rows)
+    logits[1, 17] = wrong
+    token_ids, logprobs, _ = sample(logits, rows)
+
+    assert token_ids == [expected.token_ids[0], NO_TOKEN, expected.token_ids[2]]
+    assert [logprobs[0], logprobs[2]] == [expected.logprobs[0], expected.logprobs[2]]
 
 
 def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
@@ -329,7 +341,10 @@ def test_logprobs_equal_log_softmax():
 def test_rows_that_name_tokens_get_those_beside_rows_that_do_not():
     logits = random_logits(3, 40)
     named = [(7, 3), (), (1, 2, 3, 4, 5)]
-    kinds = [{"logprobs": k, "logprob_token_ids": names} for k, names in zip((4, 3, 0), named)]
+    kinds = [
+        {"logprobs": k, "logprob_token_ids": names}
+        for k, names in zip((4, 3, 0), named, strict=True)
+    ]
     rows = [Row(SamplingParams(temperature=0.0, **kind)) for kind in kinds]
     entries = sample(logits.clone(), rows).logprobs
     exact = logits.log_softmax(-1)

@@ -299,7 +299,7 @@ class TestPriority:
         return answer
 
     async def test_the_lowest_goes_first_and_equals_in_turn(self, client, engine, begun, gate):
-        engine._inbox.put(lambda core: setattr(core.scheduler, "max_num_seqs", 1))
+        engine._life.core.scheduler.max_num_seqs = 1
         tasks = []
         for prompt, priority in [("first", 0), ("c", 5), ("a", -1), ("d", 5), ("b", 0)]:
             fields = {"prompt": prompt, "extra_body": {"priority": priority}}

@@ -26,7 +26,9 @@ class Reins:
         self._has_begun = threading.Event()
 
     def hold(self, engine: EngineClient) -> None:
-        engine._inbox.put(lambda core: self._has_begun.wait(WAIT_S))
+        core = engine._life.core
+        add = core.add
+        core.add = lambda request: (self._has_begun.wait(WAIT_S), add(request))
 
     def allow(self, num_steps: int = 1) -> None:
         self._steps.release(num_steps)

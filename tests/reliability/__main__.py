@@ -9,6 +9,7 @@ import sys
 PROGRAMMES = [
     "burst",
     "disconnect",
+    "engine",
     "kill9",
     "sigterm",
     "slow_reader",

@@ -19,6 +19,8 @@ from nanollmserve_site.env import add_flags, settings_of
 
 logger = logging.getLogger("nanollmserve")
 
+STATUSES = {"stopped": 0, "broken": os.EX_SOFTWARE}  # of the process, by the engine's last state
+
 
 class Command(BaseCommand):
     help = "Run the engine for servers that are started with the same --engine-address."
@@ -33,8 +35,9 @@ class Command(BaseCommand):
         logger.info("nanollmserve %s, torch %s", settings.VERSION, version("torch"))
         threading.stack_size(STACK_SIZE)  # grammars are compiled in this process's threads
         try:
-            was_told_to = asyncio.run(service.serve())
+            state = asyncio.run(service.serve())
         except AddressRefused as error:
             raise CommandError(f"--engine-address (NANOLLM_ENGINE_ADDRESS): {error}.") from None
         logging.shutdown()
-        os._exit(0 if was_told_to else 1)  # loading cannot be stopped, and would be in the way
+        # Loading cannot be stopped, and would be in the way
+        os._exit(STATUSES.get(state, 1))
