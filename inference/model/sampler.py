@@ -116,12 +116,12 @@ class Sampling:
     @torch.inference_mode()
     def result(self) -> Sampled:
         """Wait for the device."""
-        token_ids, others, late = *self._received(), frozenset()
+        token_ids, others = self._received()
+        first = token_ids
         if self._nucleus is not None and others[0]:
-            first = token_ids
             self._send(wait=True)
             token_ids, others = self._received()
-            late = frozenset(i for i, token_id in enumerate(first) if token_id != token_ids[i])
+        late = frozenset(i for i, token_id in enumerate(first) if token_id != token_ids[i])
         logprobs: list[TokenLogprob | None] = [None] * len(token_ids)
         if self._scored:
             scores = others[int(self._nucleus is not None) :]
@@ -172,18 +172,14 @@ def logprobs_of(
     token_ids: list[int], scores: Tensor, num_top: list[int], asked: Sequence[tuple[int, ...]]
 ) -> list[TokenLogprob]:
     """What `score_on_device` has found."""
-    if not token_ids:
-        return []
-    rows = scores.view(len(token_ids), -1)
-    width = (rows.shape[1] - 2) // 2
-    counts = [len(names) or count for names, count in zip(asked, num_top, strict=True)]
-    ids, tops = (part.tolist() for part in (rows[:, 2 : 2 + width].long(), rows[:, 2 + width :]))
-    return [
-        TokenLogprob(token_id, logprob, list(zip(ids[i], tops[i], strict=True))[:count], int(rank))
-        for i, (token_id, (logprob, rank), count) in enumerate(
-            zip(token_ids, rows[:, :2].tolist(), counts, strict=True)
-        )
-    ]
+    rows = scores.view(len(token_ids), -1).tolist() if token_ids else []
+    entries = []
+    for row, token_id, count, names in zip(rows, token_ids, num_top, asked, strict=True):
+        logprob, rank, *top = row
+        ids, logprobs = map(int, top[: len(top) // 2]), top[len(top) // 2 :]
+        pairs = list(zip(ids, logprobs, strict=True))[: len(names) or count]
+        entries.append(TokenLogprob(token_id, logprob, pairs, int(rank)))
+    return entries
 
 
 def constrain(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -275,11 +271,13 @@ class Warp(NamedTuple):
             )
             for row in rows
         ]
-        *others, floor = upload(columns, best.device).T[..., None]
-        return cls(best, *others, floor if any(row.params.min_p > 0 for row in rows) else None)
+        warp = cls(best, *upload(columns, best.device).T[..., None])
+        has_floor = any(row.params.min_p > 0 for row in rows)
+        return warp if has_floor else warp._replace(floor=None)
 
     def rows(self, index: Tensor) -> Self:
-        return type(self)(*(None if c is None else take(c, index) for c in self))
+        columns = (column if column is None else take(column, index) for column in self)
+        return type(self)._make(columns)
 
     def apply_(self, logits: Tensor) -> Tensor:
         """Scale in place: 0 is the best, -inf what min_p cuts off.
@@ -310,7 +308,7 @@ def put(tokens: Tensor, index: list[int], drawn: Tensor, warp: Warp) -> Tensor:
 class Nucleus(NamedTuple):
     """The rows from which top_k or top_p cut something off, scaled."""
 
-    index: list[int]
+    members: list[int]
     scaled: Tensor
     warp: Warp
 
@@ -323,7 +321,7 @@ class Nucleus(NamedTuple):
         """
         vocab_size = self.scaled.shape[1]
         ladder = *(size for size in LADDER if size < vocab_size), vocab_size
-        pending = torch.arange(len(self.index), device=tokens.device)
+        pending = torch.arange(len(self.members), device=tokens.device)
         drawn = torch.empty_like(self.warp.noise, dtype=torch.long)
         for size in ladder if wait else [min(LADDER[-1], vocab_size)]:
             scaled, warp = take(self.scaled, pending), self.warp.rows(pending)
@@ -332,7 +330,7 @@ class Nucleus(NamedTuple):
                 pending = pending[~is_sure[:, 0]]
                 if not len(pending):
                     break
-        return put(tokens, self.index, drawn, self.warp), (~is_sure).sum()
+        return put(tokens, self.members, drawn, self.warp), (~is_sure).sum()
 
 
 def draw_from_top(scaled: Tensor, warp: Warp, size: int) -> tuple[Tensor, Tensor]:

@@ -326,6 +326,22 @@ def test_logprobs_equal_log_softmax():
     assert [logprob for _, logprob in full.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
+def test_rows_that_name_tokens_get_those_beside_rows_that_do_not():
+    logits = random_logits(3, 40)
+    named = [(7, 3), (), (1, 2, 3, 4, 5)]
+    kinds = [
+        {"logprobs": k, "logprob_token_ids": names}
+        for k, names in zip((4, 3, 0), named, strict=True)
+    ]
+    rows = [Row(SamplingParams(temperature=0.0, **kind)) for kind in kinds]
+    entries = sample(logits.clone(), rows).logprobs
+    exact = logits.log_softmax(-1)
+    expected = [[7, 3], exact[1].topk(3).indices.tolist(), [1, 2, 3, 4, 5]]
+    assert [[token for token, _ in entry.top] for entry in entries] == expected
+    for row, entry in zip(exact, entries, strict=True):
+        assert [p for _, p in entry.top] == pytest.approx([float(row[t]) for t, _ in entry.top])
+
+
 def test_prompt_logprobs():
     logits = random_logits(3, 40)
     entries = score(logits, [7, 8, 9], [0, 2, 100])
