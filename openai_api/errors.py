@@ -164,6 +164,7 @@ TRANSLATIONS: dict[type[Exception], type[ApiError]] = {
     inference_errors.EngineOverloaded: QueueFull,
     inference_errors.QueueTimeout: QueueTimedOut,
     inference_errors.EngineNotReady: Unavailable,
+    inference_errors.ShuttingDown: Unavailable,
     inference_errors.EngineFailed: ServerError,
     inference_errors.EngineLost: ServerError,
     inference_errors.ConstraintFailed: ServerError,
