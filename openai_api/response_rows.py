@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 
 from openai_api import conversations
 from openai_api.errors import InvalidRequest, NotFound
@@ -22,7 +23,11 @@ MAX_ATTEMPTS = 3
 
 
 def find(response_id: str, owner: int | None = None) -> StoredResponse:
-    row = StoredResponse.objects.filter(pk=response_id, key=owner).first()
+    return _found(StoredResponse.objects.filter(pk=response_id, key=owner), response_id)
+
+
+def _found(rows: QuerySet[StoredResponse], response_id: str) -> StoredResponse:
+    row = rows.first()
     if row is None:
         raise NotFound(f"Response with id '{response_id}' not found.", code="not_found")
     return row
@@ -143,18 +148,23 @@ def finish(row: StoredResponse, resource: dict, first: int, texts: list[str]) ->
 def event_texts(
     response_id: str, after: int, owner: int | None = None
 ) -> tuple[list[tuple[int, str]], bool]:
-    """(number, JSON text) of the stored events after number `after`; whether these are all."""
-    row = find(response_id, owner)
+    """(number, JSON text) of the next events after number `after`; whether there are none to come.
+
+    One batch at a time: readers may be slow, and many.
+    """
+    rows = StoredResponse.objects.filter(pk=response_id, key=owner)
+    row = _found(rows.only("status"), response_id)  # its output may be long
     batches = EventBatch.objects.filter(response_id=response_id)
     last = batches.filter(first__lte=after + 1).order_by("-first").values_list("first", flat=True)
     start = last.first() or 0
+    batch = batches.filter(first__gte=start).values_list("first", "events").first()
     events = [
         (number, text)
-        for first, lines in batches.filter(first__gte=start).values_list("first", "events")
+        for first, lines in [batch] * (batch is not None)
         for number, text in enumerate(lines.split("\n"), first)
         if number > after
     ]
-    return events, row.status not in StoredResponse.ACTIVE
+    return events, row.status not in StoredResponse.ACTIVE and not events
 
 
 def input_items_page(response_id: str, query: dict, owner: int | None = None) -> dict:

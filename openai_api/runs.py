@@ -270,7 +270,8 @@ async def replay(response_id: str, after: int, owner: int | None = None) -> Asyn
             after = number
         if is_all:
             return
-        await asyncio.sleep(POLL_INTERVAL_S)
+        if not stored:
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def cancel(response_id: str, owner: int | None = None) -> None:
