@@ -39,5 +39,6 @@ async def test_sigterm():
     check(await sigterm.run(streams=16, half_uploads=3, grace_s=1.5), "in time")
 
 
+@pytest.mark.slow
 async def test_kill9():
     check(await kill9.run(cycles=1, clients=8, alive_s=1.5))
