@@ -60,18 +60,18 @@ class LoopWatch:
 
     def _look(self, loop_thread: int) -> None:
         """Tell of a stall when it is long, and again each time it has become twice as long."""
-        stalled_at, told_s = 0.0, LONG_S
+        stalled_at, told_s, lost_s = 0.0, LONG_S, 0.0
         while self._task is not None and not self._task.done():
             began = Times()
             time.sleep(LONG_S / 2)
             now, awake_at = Times(), self._awake_at
             if awake_at != stalled_at:
-                stalled_at, told_s = awake_at, LONG_S
-            late_s = now.wall_s - awake_at - INTERVAL_S
-            # Late itself: either nothing ran here, or something that kept Python's lock.
-            starved = now.wall_s - began.wall_s > LONG_S and now.cpu_s - began.cpu_s < LONG_S / 2
+                stalled_at, told_s, lost_s = awake_at, LONG_S, 0.0
+            # Late itself: what was not computed in then, nobody had. Else Python's lock was held.
+            lost_s += max(now.wall_s - began.wall_s - LONG_S / 2 - (now.cpu_s - began.cpu_s), 0.0)
+            late_s = now.wall_s - awake_at - INTERVAL_S - lost_s
             frame = sys._current_frames().get(loop_thread)
-            if late_s > told_s and not starved and frame and frame.f_code.co_name != "select":
+            if late_s > told_s and frame and frame.f_code.co_name != "select":
                 told_s = 2 * late_s
                 logger.warning("the event loop is %.1f s late, in %s", late_s, stack_of(frame))
 

@@ -7,22 +7,31 @@ from typing import Any
 def properties_of(function: dict[str, Any]) -> dict[str, Any]:
     """The schemas of a function's parameters, with references to definitions followed."""
     parameters = function.get("parameters") or {}
-    definitions = parameters.get("$defs") or parameters.get("definitions") or {}
-    properties = parameters.get("properties")
-    if not isinstance(properties, dict):
-        return {}
+    definitions = parameters.get("$defs") or parameters.get("definitions")
+    properties = _dict(parameters.get("properties"))
     return {name: followed(schema, definitions) for name, schema in properties.items()}
 
 
-def followed(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The schema itself in place of a reference to one of the definitions."""
+def followed(schema: Any, definitions: Any) -> Any:
+    """The schema itself in place of a reference to one of the definitions.
+
+    Schemas that no grammar is made of may be anything: what is no schema in them is passed over.
+    """
     if not isinstance(schema, dict):
         return schema
-    if len(schema.get("allOf") or ()) == 1:
-        schema = schema | schema["allOf"][0]
+    if len(options := _list(schema.get("allOf"))) == 1:
+        schema = schema | _dict(options[0])
     if "$ref" in schema:
-        return schema | definitions.get(str(schema["$ref"]).rpartition("/")[2], {})
+        schema = schema | _dict(_dict(definitions).get(str(schema["$ref"]).rpartition("/")[2]))
     return schema
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 _JSON_TYPES = {
@@ -49,12 +58,13 @@ def typed(text: str, schema: Any) -> Any:
 def _types(schema: Any) -> set[str]:
     if not isinstance(schema, dict):
         return set()
-    declared = schema.get("type") or []
-    types = {declared} if isinstance(declared, str) else set(declared)
+    declared = schema.get("type")
+    names = [declared] if isinstance(declared, str) else _list(declared)
+    types = {name for name in names if isinstance(name, str)}
     for union in ("anyOf", "oneOf"):
-        for option in schema.get(union) or []:
+        for option in _list(schema.get(union)):
             types |= _types(option)
     if not types:
-        values = [schema["const"]] if "const" in schema else schema.get("enum") or []
+        values = [schema["const"]] if "const" in schema else _list(schema.get("enum"))
         types = {name for name, kinds in _JSON_TYPES.items() for v in values if type(v) in kinds}
     return types

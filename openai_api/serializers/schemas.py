@@ -68,7 +68,7 @@ def _check_numbers(param: str, node: dict) -> None:
         if isinstance(bound, int | float) and abs(bound) > MAX_BOUND:
             raise too_complex(param, f"a {key} beyond {MAX_BOUND}")
     divisor = node.get("multipleOf")
-    if isinstance(divisor, int | float) and _significand(divisor) > MAX_DIVISOR:
+    if type(divisor) in (int, float) and _significand(divisor) > MAX_DIVISOR:
         raise too_complex(param, f"a multipleOf of more than {MAX_DIVISOR} in its last digit")
     options = node.get("allOf")
     if isinstance(options, list):

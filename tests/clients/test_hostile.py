@@ -1,6 +1,5 @@
 """What nobody sends by mistake, to a live server. Long forms of this are in tests/reliability."""
 
-import json
 import socket
 import time
 
@@ -103,11 +102,23 @@ def test_files_beside_the_static_ones_are_not_there(server, path):
     assert b"DJANGO_SETTINGS_MODULE" not in answer
 
 
-def test_daphnes_own_refusals_are_json(server):
-    raw = b"GET /v1/models?\xff HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    head, _, body = fuzz.exchange(server.port, raw).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
-    fuzz.check_error(json.loads(body)["error"])
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET /v1/models?\xff HTTP/1.1", 400),
+        (b"GET /v1/models", 400),
+        (b"GET /v1/models HTTP/1.1\r\nno colon", 400),
+        (b"GET /v1/models HTTP/1.1\r\nX-\xff: x", 400),
+        (b"GET /v1/models HTTP/1.1\r\nX: a\x00b", 400),
+        (b"POST /v1/responses HTTP/1.1\r\nUpgrade: websocket", 405),
+        (b"GET /v1/responses HTTP/1.1\r\nUpgrade: websocket", 400),
+    ],
+)
+def test_what_never_reaches_the_application_is_refused_alike(server, line, status):
+    raw = line + b"\r\nHost: localhost\r\n\r\n"
+    answer = fuzz.exchange(server.port, raw)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert fuzz.problem_of(raw, answer) is None
 
 
 def test_metrics_tell_how_late_the_loop_was(server, http):

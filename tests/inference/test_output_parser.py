@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from inference.text.output_parser import OutputParser, Piece
+from inference.text.parameters import properties_of, typed
 from inference.text.syntax import CALLS, REASONING
 from tests.inference.recorded_outputs import RECORDED, TOOLS, Recorded
 
@@ -148,3 +149,17 @@ def test_the_table_names_each_text_once_and_has_every_family():
     for recorded in RECORDED:
         arguments = [arguments for _, arguments in recorded.expected_calls]
         assert recorded.complete == (None not in arguments)
+
+
+ODD = [None, True, 5, "x", [], ["x"], [5], {}, {"a": 5}, [{"type": 5}], [{"$ref": 1}]]
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_a_schema_that_is_none_is_no_failure(value):
+    """Tools that are not strict are never compiled, so nobody has looked into their schemas."""
+    for key in ("$defs", "definitions", "properties", "type", "anyOf", "allOf", "enum", "$ref"):
+        schema = {"type": "object", key: value}
+        parameters = {"properties": {"a": schema, "b": {"$ref": "#/$defs/a"}}, "$defs": value}
+        for part in properties_of({"parameters": parameters}).values():
+            assert typed("one", part) == "one"
+        assert isinstance(properties_of({"parameters": schema}), dict)

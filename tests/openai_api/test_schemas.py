@@ -115,6 +115,7 @@ WRONG_SCHEMAS = {
     "unknown type": {"type": "strin"},
     "type a number": {"type": 5},
     "type a list of numbers": {"type": [5]},
+    "multiple of a boolean": {"type": "number", "multipleOf": True},
     "pattern that is none": {"type": "string", "pattern": "("},
     "look-ahead": {"type": "string", "pattern": "^(?=a)a$"},
     "look-behind": {"type": "string", "pattern": "(?<=a)b"},

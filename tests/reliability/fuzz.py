@@ -237,8 +237,9 @@ def problem_of(raw: bytes, answer: bytes) -> str | None:
         return "a failure"
     if status == b"4" and b"Content-Security-Policy" not in head and not raw.startswith(b"HEAD"):
         try:  # the pages with a policy are those of the admin
-            length = re.search(rb"(?i)content-length: *(\d+)", head)  # more may come behind it
-            check_error(json.loads(body[: int(length[1])] if length else body)["error"])
+            if b"chunked" in head:
+                body = body.partition(b"\r\n")[2]
+            check_error(json.JSONDecoder().raw_decode(body.decode())[0]["error"])  # more may follow
         except (ValueError, AssertionError):
             return "no error of OpenAI's"
     return None
