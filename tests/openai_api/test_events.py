@@ -30,6 +30,9 @@ class Told:
         self._segments, self.finish_reason = segments, finish_reason
         self.usage = Usage(10, 0, 5, 0)
 
+    async def begun(self) -> None:
+        pass
+
     async def segments(self):
         for kind, text in self._segments:
             yield Segment(kind, text)

@@ -26,7 +26,13 @@ def test_burst(server):
 
 async def test_disconnect(server):
     result = await disconnect.run(n=60, single=3, server=server)
-    check(result, "one alone within a step and 100 ms", "idle within 1 s of the last")
+    # Threads of a server that was just busy for another test end when they have been idle for long
+    check(
+        result,
+        "one alone within a step and 100 ms",
+        "idle within 1 s of the last",
+        "no threads left",
+    )
     assert result["figures"]["freed_s"] < 20
 
 
