@@ -16,7 +16,7 @@ from tests.inference.engine_server import connected, served
 from tests.inference.memory_runner import make_core, make_request, naive
 from tests.inference.test_client import make_info, read, wait_until
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 1.0  # a step of a busy machine takes less
 
 
 class Engines:
