@@ -14,7 +14,6 @@ from inference.errors import (
     EngineFailed,
     EngineLost,
     EngineNotReady,
-    EngineOverloaded,
     ShuttingDown,
 )
 from inference.request import (
@@ -240,7 +239,7 @@ class Answer:
             try:
                 self._generation = self._engine.generate(self._request())
                 break
-            except (EngineNotReady, EngineOverloaded):
+            except EngineNotReady:
                 if self._engine.is_draining:
                     raise ShuttingDown() from None
                 if self._engine.status.state not in ("loading", "ready"):

@@ -133,6 +133,7 @@ async def _resume(response_id: str, owner: int | None) -> None:
     while True:
         check_ready()
         try:
+            get_engine().check_capacity(owner=body["owner"])
             answer = prepared.answer(get_engine(), token_ids)
             break
         except (EngineOverloaded, EngineNotReady):

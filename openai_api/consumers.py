@@ -221,7 +221,6 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
         record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))
-        record.leave_place()
         answer = prepared.answer(engine)
         record.expect([answer])
         record.row.response_id = prepared.row.id

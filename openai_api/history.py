@@ -80,7 +80,8 @@ class Record:
             self.lease, self._is_admitted = await limits.admit(self.row.key), True
 
     def expect(self, answers: list[Answer]) -> None:
-        """These are what the request is answered with, and what it uses."""
+        """These are what the request is answered with, and what it uses; they have been queued."""
+        self.leave_place()
         self.answers = self.lease.answers = answers
 
     def fail(self, status: int, error: dict) -> None:

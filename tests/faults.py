@@ -21,7 +21,7 @@ class FaultyRunner:
 
     once  fail, hang SECONDS, spin SECONDS (which never leaves Python), die (with its thread)
     while it is there  poison TOKEN (whose steps fail), nan TOKEN (whose logits are no numbers),
-        memory N (is there for so many sequences at a time)
+        memory N (is there for so many sequences at a time), wait N (before one has so many tokens)
     """
 
     def __init__(self, runner: Any, file: Path) -> None:
@@ -32,7 +32,8 @@ class FaultyRunner:
 
     @torch.inference_mode()
     def forward(self, inputs: ModelInputs) -> Tensor:
-        faults = [line.split() for line in self._take()]
+        while self._is_to_wait(faults := [line.split() for line in self._take()], inputs):
+            time.sleep(0.001)
         for kind, *arguments in faults:
             getattr(self, kind)(inputs, *map(float, arguments))
         logits = self._runner.forward(inputs)
@@ -46,10 +47,20 @@ class FaultyRunner:
         if not self._file.exists():
             return []
         lines = self._file.read_text().splitlines()
-        standing = [line for line in lines if line.split()[0] in ("poison", "nan", "memory")]
+        standing = [line for line in lines if line.split()[0] in ("poison", "nan", "memory", "wait")]
         if standing != lines:
             self._file.write_text("\n".join(standing))
         return lines
+
+    @staticmethod
+    def _is_to_wait(faults: list[list[str]], inputs: ModelInputs) -> bool:
+        return any(
+            kind == "wait" and max(inputs.context_lens) >= int(arguments[0])
+            for kind, *arguments in faults
+        )
+
+    def wait(self, inputs: ModelInputs, num_tokens: float) -> None:
+        pass  # it was seen to beforehand
 
     def fail(self, inputs: ModelInputs) -> None:
         raise RuntimeError("a secret of the inside")

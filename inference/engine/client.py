@@ -224,8 +224,7 @@ class EngineClient:
             )
 
     def generate(self, request: Request, on_arrival: OnArrival | None = None) -> Generation:
-        """Queue a request. Raises what the two checks raise."""
-        self.check_capacity(owner=request.owner)
+        """Queue a request, for which there was room. Raises what `check_prompt` raises."""
         token_ids = [*request.prompt_token_ids, *request.generated_token_ids]
         self.check_prompt(token_ids, request.params.max_tokens)
         generation = Generation(self, request, on_arrival)

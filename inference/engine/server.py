@@ -151,6 +151,7 @@ class Connection:
         request_id = facts["request_id"]
         request = frames.request_of(facts | {"request_id": self._prefix + request_id}, constraint)
         try:
+            self._engine.check_capacity(owner=request.owner)  # of all clients together
             self._generations[request_id] = self._engine.generate(request, self._note)
         except EngineError as exc:  # full, or about to stop
             self._refuse(request_id, exc)

@@ -48,8 +48,8 @@ class GenerateView(AsyncAPIView):
         """All of the choices, or none: raises what the checks of prompt and capacity raise."""
         for choice in {c.prompt_index: c for c in choices}.values():
             check_prompt(self.engine, choice.prompt_token_ids, param, choice.params.max_tokens)
-        self.record.leave_place()
-        self.engine.check_capacity(len(choices), body["owner"])
+        if len(choices) > 1:  # one has its place
+            self.engine.check_capacity(len(choices) - 1, body["owner"])
         self.record.lease.reserve(estimate(choices, self.engine.model.max_model_len))
         answers = [Answer(self.engine, choice, body, chat=chat, use=use) for choice in choices]
         self.record.expect(answers)

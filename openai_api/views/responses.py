@@ -34,7 +34,6 @@ class ResponsesView(GenerateView):
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
         prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id
-        self.record.leave_place()
         if body["background"]:
             return await self._background(prepared, body, key)
         async with idempotency.claimed(prepared.row, key):
@@ -55,6 +54,7 @@ class ResponsesView(GenerateView):
         prepared.row.body = self.request.data | {"seed": prepared.choice.params.seed}
         prepared.lease.hold()  # the response outlives its request
         run = await asyncio.shield(self._begun(prepared, key))
+        self.record.leave_place()
         if body["stream"]:
             return await self.stream(run.follow(), named_event)
         return Response(json.loads(run.log[0].text)["response"])

@@ -124,7 +124,7 @@ async def test_the_queue_is_bounded(engine, gate):
     gate.clear()
     generations = [engine.generate(make_request(str(i), [1, 2], 2)) for i in range(6)]
     with pytest.raises(EngineOverloaded):
-        engine.generate(make_request("one too many", [1, 2], 2))
+        engine.admit()
     gate.set()
     await asyncio.gather(*map(read, generations))
 

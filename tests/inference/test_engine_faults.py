@@ -17,6 +17,7 @@ from tests.inference.memory_runner import make_core, make_request, naive
 from tests.inference.test_client import make_info, read, wait_until
 
 TIMEOUT_S = 1.0  # a step of a busy machine takes less
+ONCE_IT_RUNS = "wait 20"  # what goes wrong next comes before its 20th token
 
 
 class Engines:
@@ -42,7 +43,9 @@ class Engines:
         return core, make_info()
 
     def go_wrong(self, faults: str) -> None:
-        self.file.write_text(faults)
+        new = self.file.with_suffix(".new")
+        new.write_text(faults)
+        new.replace(self.file)  # at once: the engine would run on while the file is empty
 
 
 @pytest.fixture
@@ -75,6 +78,7 @@ async def test_what_runs_is_told_what_waits_goes_on_and_the_engine_comes_back(
 ):
     is_socket = isinstance(engine, remote.SocketEngine)  # whose thread has the same name
     prompts = [[i + 1] * 3 for i in range(4)]
+    engines.go_wrong(ONCE_IT_RUNS)
     generations = [engine.generate(make_request(str(i), p, 30)) for i, p in enumerate(prompts)]
     await asyncio.gather(*map(anext, generations[:2]))  # there is room for two
     engines.go_wrong(fault)
@@ -94,6 +98,7 @@ async def test_what_runs_is_told_what_waits_goes_on_and_the_engine_comes_back(
 
 
 async def test_a_thread_that_was_given_up_has_no_part_in_what_follows(engines):
+    engines.go_wrong(ONCE_IT_RUNS)
     lost = engines.engine.generate(make_request("lost", [1], 30))
     await anext(lost)
     engines.go_wrong("hang 3")
@@ -124,6 +129,7 @@ async def test_slow_steps_and_idle_hours_are_no_hanging(engines):
 async def test_who_restarts_in_vain_is_broken(engines, engine, caplog):
     for number in range(MAX_RESTARTS + 1):
         await is_ready(engine)
+        engines.go_wrong(ONCE_IT_RUNS)
         generation = engine.generate(make_request(str(number), [1], 30))
         engines.go_wrong("die")
         with pytest.raises(EngineFailed):
@@ -139,6 +145,7 @@ async def test_who_restarts_in_vain_is_broken(engines, engine, caplog):
 
 
 async def test_an_engine_that_cannot_be_made_anew_is_broken_at_once(engines):
+    engines.go_wrong(ONCE_IT_RUNS)
     waiting = [engines.engine.generate(make_request(str(i), [i + 1], 30)) for i in range(5)]
     await anext(waiting[0])
     engines.fails_to_load = True
