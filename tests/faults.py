@@ -47,7 +47,9 @@ class FaultyRunner:
         if not self._file.exists():
             return []
         lines = self._file.read_text().splitlines()
-        standing = [line for line in lines if line.split()[0] in ("poison", "nan", "memory", "wait")]
+        standing = [
+            line for line in lines if line.split()[0] in ("poison", "nan", "memory", "wait")
+        ]
         if standing != lines:
             self._file.write_text("\n".join(standing))
         return lines
