@@ -245,6 +245,21 @@ def test_greedy_takes_the_best_and_tiny_temperatures_are_greedy():
     assert sample(logits[:0], []) == ([], [], frozenset())
 
 
+@pytest.mark.parametrize("size", [100, 16384, 16384 + 1, 20000])
+def test_the_likeliest_are_the_maximum_and_its_first_place(size):
+    logits = torch.randn(6, size)
+    logits[1, [size - 1, 70, 90]] = 99.0
+    logits[2, size - 1] = 99.0
+    logits[3, 60] = math.nan
+    logits[4] = -math.inf
+    logits[5, [60, 50]] = math.inf
+    best, tokens = sampler.likeliest(logits)
+    expected = logits.max(-1, keepdim=True)
+
+    assert torch.equal(best.nan_to_num(7), expected.values.nan_to_num(7))
+    assert torch.equal(tokens, expected.indices)
+
+
 def test_logits_of_a_model_run_can_be_processed():
     with torch.inference_mode():
         logits = random_logits(2, 50)
