@@ -108,8 +108,12 @@ class DecoderStack(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         **others: Any,
     ) -> Tensor:
-        """`[1, T, hidden_size]` to the same; the new keys and values are cached."""
+        """`[1, T, hidden_size]` to the same; the new keys and values are cached.
+
+        Only those rows are right whose logits the run wants.
+        """
         context = current_context()
+        wanted = torch.tensor(sorted({*context.inputs.logit_rows}), dtype=torch.long)
         arguments = cpu.StackArguments.from_buffer_copy(self._arguments)  # threads share the stack
         cos, sin = (part.contiguous() for part in position_embeddings)
         num_tokens = hidden_states.shape[1]
@@ -124,9 +128,16 @@ class DecoderStack(nn.Module):
         cache = context.layers[0]
         run = context.kernel.described(cache.keys, cache.values, arguments.num_heads)
         arguments.run, arguments.layers = ctypes.addressof(run), ctypes.addressof(layers)
-        for name, tensor in {"hidden": hidden, "cos": cos, "sin": sin, **memory}.items():
+        for name, tensor in {
+            "hidden": hidden,
+            "cos": cos,
+            "sin": sin,
+            "wanted": wanted,
+            **memory,
+        }.items():
             setattr(arguments, name, tensor.data_ptr())
-        arguments.num_tokens, arguments.num_threads = num_tokens, torch.get_num_threads()
+        arguments.num_tokens, arguments.num_wanted = num_tokens, len(wanted)
+        arguments.num_threads = torch.get_num_threads()
         assert self._kernel is not None
         self._kernel(arguments)
         return hidden

@@ -40,7 +40,9 @@ def make_fast(family: str, kind: str = "float32", **changes):
 
 
 def runs() -> list[ModelInputs]:
-    """A prompt, then the rest of it beside another one and a decoding sequence."""
+    """A prompt, the rest of it beside another one and a decoding sequence, whose logits are wanted
+    in any order; then a part of a prompt, of which nothing is wanted, and what follows it.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def tokens(count: int) -> list[int]:
@@ -48,8 +50,9 @@ def runs() -> list[ModelInputs]:
 
     first = ModelInputs(tokens(30), [20, 10], [20, 10], [[3, 1], [5]], [19, 29], [0, 1])
     tables = [[3, 1, 6], [2], [5]]
-    second = ModelInputs(tokens(25), [17, 7, 1], [37, 7, 11], tables, [0, 16, 23, 24], [0, 2, 1])
-    return [first, second]
+    second = ModelInputs(tokens(25), [17, 7, 1], [37, 7, 11], tables, [24, 0, 23, 16, 0], [0, 2, 1])
+    third = ModelInputs(tokens(3), [3], [14], [[5]], [], [1])
+    return [first, second, third, ModelInputs(tokens(1), [1], [15], [[5]], [0], [1])]
 
 
 def logits_of(model, specs) -> torch.Tensor:

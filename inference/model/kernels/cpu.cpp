@@ -1057,7 +1057,8 @@ struct Stack {  // as in cpu.py
     const void *cos, *sin;   // [T, dim]
     void *hidden;            // [T, hidden_size]: the input, and at the end the answer
     void *normed, *qkv, *attended, *gated;  // working memory
-    int64_t num_layers, num_tokens, hidden_size, num_heads, num_kv_heads, dim, is_bf16, bits;
+    const int64_t *wanted;   // rows, ascending, that are to be right at the end
+    int64_t num_layers, num_tokens, num_wanted, hidden_size, num_heads, num_kv_heads, dim, is_bf16, bits;
     int64_t num_threads;  // bits: of a weight, 4 or 8, or else it is of the dtype
 };
 
@@ -1127,7 +1128,11 @@ template <class T> static void norm_and_rotate(const Stack &stack, const Decoder
     }
 }
 
-template <class Op, class T> static void run_stack(const Stack &stack) {
+template <class T> static void copy_row(void *rows, long to, long from, long size) {
+    if (to != from) memcpy((T *)rows + to * size, (T *)rows + from * size, size * sizeof(T));
+}
+
+template <class Op, class T> static void run_stack(Stack stack) {
     const long heads = stack.num_heads, kv_heads = stack.num_kv_heads, dim = stack.dim;
     Attention attend = *stack.run;
     attend.query = stack.qkv;
@@ -1145,6 +1150,14 @@ template <class Op, class T> static void run_stack(const Stack &stack) {
         attend.keys = layer.keys, attend.values = layer.values;
         attend.window = layer.window, attend.scaling = layer.scaling;
         attention<Op, T>(attend);
+        if (i == stack.num_layers - 1) {  // with all keys written, the other rows are of no use
+            stack.num_tokens = stack.num_wanted;
+            for (long t = 0; t < stack.num_tokens; t++) {
+                copy_row<T>(stack.attended, t, stack.wanted[t], heads * dim);
+                copy_row<T>(stack.hidden, t, stack.wanted[t], stack.hidden_size);
+            }
+        }
+        if (!stack.num_tokens) return;
         project<T>(stack, layer.o, stack.attended, stack.qkv);  // free again, and wide enough
         add_and_norm<T>(stack, (const T *)stack.qkv, layer.post_norm);
         project<T>(stack, layer.gate_up, stack.normed, stack.gated);
@@ -1152,6 +1165,8 @@ template <class Op, class T> static void run_stack(const Stack &stack) {
         project<T>(stack, layer.down, stack.gated, stack.normed);
     }
     add_and_norm<T>(stack, more, nullptr);
+    for (long t = stack.num_tokens; t-- > 0;)
+        copy_row<T>(stack.hidden, stack.wanted[t], t, stack.hidden_size);
 }
 
 extern "C" void decoder_stack(const Stack *stack) {

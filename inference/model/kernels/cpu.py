@@ -109,8 +109,9 @@ DecoderArguments = structure(
 )
 StackArguments = structure(
     "Stack",
-    "layers run cos sin hidden normed qkv attended gated",
-    "num_layers num_tokens hidden_size num_heads num_kv_heads dim is_bf16 bits num_threads",
+    "layers run cos sin hidden normed qkv attended gated wanted",
+    "num_layers num_tokens num_wanted hidden_size num_heads num_kv_heads dim is_bf16 bits "
+    "num_threads",
 )
 
 
