@@ -32,8 +32,8 @@ from inference.config import EngineConfig
 from inference.errors import ModelLoadError
 from inference.model import attention, parity
 from inference.model.layers import can_pack, kernel_for
-from inference.model.memory import available_memory, readable
-from inference.model.optimize import optimize
+from inference.model.memory import available_memory, readable, trim
+from inference.model.optimize import leave_file, optimize
 from inference.model.paged import LayerSpec
 from inference.model.stack import fuse
 
@@ -320,6 +320,7 @@ def has_fast_layers(
     quantization = config.quantization
     if quantization and not any(can_pack(module, quantization) for module in model.modules()):
         raise not_quantized(config, "none of its layers has the shape and dtype for it")
+    leave_file(model)
     optimize(model, quantization)
     tolerance = parity.QUANTIZED_TOLERANCE[quantization] if quantization else None
     difference = parity.difference(model, layers, token_ids, logits, tolerance)
@@ -334,6 +335,7 @@ def has_fast_layers(
     ):
         logger.info("the layers of %s stay apart: %s.", config.model, difference)
         fused.undo()
+    trim()
     return True
 
 

@@ -1,5 +1,6 @@
 """How much memory there is, and how much of it the KV cache may take."""
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -30,6 +31,12 @@ def cache_memory(config: EngineConfig, device: torch.device, reserve: int) -> in
         return available_memory(device) // 4
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(total * config.gpu_memory_utilization) - (total - free) - reserve)
+
+
+def trim() -> None:
+    """Give back what C's allocator keeps of what was freed, where it can be told to."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def readable(num_bytes: float) -> str:

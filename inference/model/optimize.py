@@ -60,6 +60,14 @@ def optimize(model: PreTrainedModel, quantization: str | None = None) -> int:
     return replaced
 
 
+def leave_file(model: nn.Module) -> None:
+    """Copy what is not packed: one tensor of a checkpoint's file keeps all of it in memory."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (isinstance(module, nn.Linear) and name == "weight"):
+                parameter.data = parameter.data.clone()
+
+
 def packable(module: nn.Module, names: tuple[str, ...], quantization: str | None) -> bool:
     """Whether it has all these linear layers, all alike in dtype and in having a bias."""
     layers = [getattr(module, name, None) for name in names]
