@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.model.kernels import cpu
 from inference.model.transfer import Download, upload
 from inference.request import ConstraintState, SamplingParams, TokenLogprob
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it only overflows
 LADDER = (64, 1024)  # candidates that are sorted before the whole vocabulary is
+WIDE = 2**14  # vocabularies that are worth some more care on a CPU
 NO_TOP_K = 2**24  # exact in float32, above any vocabulary
 MASK64 = 2**64 - 1
 NO_TOKEN = -1
@@ -87,7 +89,7 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     than all of this: only the part that holds the maximum is searched.
     """
     size, width = logits.shape[1], 256
-    if is_far(logits.device) or size < 64 * width:
+    if is_far(logits.device) or size < WIDE:
         return logits.max(-1, keepdim=True)
     end = size - size % width
     parts = logits[:, :end].unflatten(1, (-1, width)).amax(-1)
@@ -340,7 +342,11 @@ class Nucleus(NamedTuple):
         nucleus, and because their share is measured against the whole distribution, it shows if
         they do not. Who must not `wait` for that gets what a fixed number of them says.
         """
-        vocab_size = self.scaled.shape[1]
+        warp, vocab_size = self.warp, self.scaled.shape[1]
+        if not is_far(tokens.device) and vocab_size >= WIDE:
+            drawn = cpu.draw_from_nucleus(self.scaled, warp.top_k, warp.top_p, warp.noise)
+            if drawn is not None:
+                return put(tokens, self.members, drawn, warp), torch.zeros(())
         ladder = *(size for size in LADDER if size < vocab_size), vocab_size
         pending = torch.arange(len(self.members), device=tokens.device)
         drawn = torch.empty_like(self.warp.noise, dtype=torch.long)

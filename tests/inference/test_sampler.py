@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from inference.model import sampler
+from inference.model.kernels import cpu
 from inference.model.sampler import NO_TOKEN, Sampled, score, uniform
 from inference.request import ConstraintState, SamplingParams
 
@@ -98,7 +99,8 @@ def test_draws_follow_the_warped_softmax(settings):
 
 
 @pytest.mark.parametrize("scale", [0.1, 2.0])
-def test_ladder_equals_the_full_sort(scale, monkeypatch):
+@pytest.mark.parametrize("way", ["kernel", "ladder"])
+def test_the_likeliest_tokens_are_found_without_sorting_all(way, scale, monkeypatch):
     settings = [
         {"top_k": 50},
         {"top_k": 500, "top_p": 0.9},
@@ -110,10 +112,39 @@ def test_ladder_equals_the_full_sort(scale, monkeypatch):
     ]
     rows = [Row(SamplingParams(**kind), noise_key=key) for kind in settings for key in range(2)]
     logits = random_logits(1, 150_000, scale=scale).expand(len(rows), -1)
-    fast = sample(logits.clone(), rows).token_ids
+    if way == "kernel":
+        if cpu.library() is None:
+            pytest.skip("needs a C++ compiler")
+        monkeypatch.setattr(sampler, "draw_from_top", None)
+        fast = sample(logits.clone(), rows).token_ids
+        monkeypatch.undo()
+    monkeypatch.setattr(cpu, "draw_from_nucleus", lambda *tensors: None)
+    if way == "ladder":
+        fast = sample(logits.clone(), rows).token_ids
     monkeypatch.setattr(sampler, "LADDER", ())
     assert fast == sample(logits.clone(), rows).token_ids
     assert len(set(fast)) > 5
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler")
+def test_the_kernel_draws_what_a_sort_draws():
+    """Many rows of odd sizes, with ties, and tokens that cannot be."""
+    generator = torch.Generator().manual_seed(3)
+    for size in (1, 15, 16, 700, 5003):
+        logits = torch.randn(200, size, generator=generator).mul_(3).round_(decimals=1)
+        logits[:, 1::7] = -math.inf
+        scaled = logits - logits.amax(-1, keepdim=True)
+        top_k, top_p, noise = torch.rand(3, 200, 1, generator=generator)
+        top_k = torch.where(top_k < 0.5, (top_k * 2 * size).ceil().clamp_min(1), sampler.NO_TOP_K)
+        top_p = torch.where(top_p < 0.8, top_p / 0.8, 1.0).clamp_min(1e-9)
+        tokens = cpu.draw_from_nucleus(scaled, top_k, top_p, noise)
+        values, order = scaled.double().sort(dim=-1, descending=True, stable=True)
+        weights = values.exp() * (torch.arange(size) < top_k)
+        mass = weights.cumsum(-1)
+        weights[mass - weights >= top_p * mass[:, -1:]] = 0
+        mass = weights.cumsum(-1)
+        place = (mass <= noise * mass[:, -1:]).sum(-1, keepdim=True).clamp_max(size - 1)
+        assert (tokens == order.gather(1, place)).float().mean() > 0.99  # but for rounding
 
 
 class NoLists(TorchFunctionMode):

@@ -1172,3 +1172,109 @@ template <class Op, class T> static void run_stack(Stack stack) {
 extern "C" void decoder_stack(const Stack *stack) {
     stack->is_bf16 ? run_stack<Pairs, bf16>(*stack) : run_stack<Floats, float>(*stack);
 }
+
+// ---- Drawing a token from what top_k and top_p leave ----
+
+struct Nucleus {  // as in cpu.py
+    const float *scaled, *top_k, *top_p, *noise;  // [num_rows, size], 0 the best; [num_rows] each
+    int64_t *tokens;                              // [num_rows]
+    int64_t num_rows, size, num_threads;
+};
+
+// The tokens of a row from the likeliest on, without sorting a vocabulary: weights are added up in
+// buckets of almost equal logits, and only the tokens of a bucket in which something ends are
+// sorted. The bits of a positive float grow with it: a bucket is the upper half of them.
+struct Descent {
+    struct Place { double mass; long count, token; };  // of all tokens up to this one
+    static constexpr long NUM_BUCKETS = 1 << 15, NOTHING = 0x7f80;  // where -inf falls
+
+    const float *logits = nullptr;
+    long size = 0;
+    std::vector<double> mass = std::vector<double>(NUM_BUCKETS);
+    std::vector<int32_t> counts = std::vector<int32_t>(NUM_BUCKETS);
+    std::vector<std::pair<float, long>> members;
+
+    static long bucket(float logit) {
+        int32_t bits;
+        memcpy(&bits, &logit, 4);
+        return (bits & 0x7fffffff) >> 16;
+    }
+
+    void fill(const float *row, long count) {
+        logits = row, size = count;
+        std::fill(mass.begin(), mass.end(), 0.0);
+        std::fill(counts.begin(), counts.end(), 0);
+        double *mass = this->mass.data();
+        int32_t *counts = this->counts.data();
+        long i = 0;
+        for (; i + LANES <= size; i += LANES) {
+            float weights[LANES];
+            int32_t places[LANES];
+            store(weights, exp16(load(row + i)));
+            *(I16 *)places = (*(const I16 *)(row + i) & 0x7fffffff) >> 16;
+#pragma GCC unroll 16
+            for (long k = 0; k < LANES; k++) mass[places[k]] += weights[k], counts[places[k]]++;
+        }
+        for (; i < size; i++) mass[bucket(row[i])] += std::exp(row[i]), counts[bucket(row[i])]++;
+        mass[NOTHING] = counts[NOTHING] = 0;
+    }
+
+    void sort_members(long wanted) {
+        members.clear();
+        for (long i = 0; i < size; i += LANES) {
+            long end = std::min(i + LANES, size);
+            bool any = false;
+            for (long k = i; k < end; k++) any |= bucket(logits[k]) == wanted;
+            for (long k = i; any && k < end; k++)
+                if (bucket(logits[k]) == wanted) members.push_back({-logits[k], k});
+        }
+        std::sort(members.begin(), members.end());
+    }
+
+    // The first token at which so much weight or so many tokens are reached; or the last there is.
+    Place find(double wanted_mass, long wanted_count) {
+        Place place{0, 0, 0};
+        long last = 0;
+        for (long b = 0; b < NUM_BUCKETS; b++) {
+            if (!counts[b]) continue;
+            last = b;
+            bool ends = place.mass + mass[b] >= wanted_mass || place.count + counts[b] >= wanted_count;
+            if (!ends) {
+                place.mass += mass[b], place.count += counts[b];
+                continue;
+            }
+            sort_members(b);
+            for (auto [logit, token] : members) {
+                place = {place.mass + std::exp(-logit), place.count + 1, token};
+                if (place.mass >= wanted_mass || place.count >= wanted_count) return place;
+            }
+        }
+        sort_members(last);
+        if (members.size()) place.token = members.back().second;
+        return place;
+    }
+
+    // top_p is a share of what top_k leaves, and reached by the token that completes it.
+    long draw(float top_k, float top_p, float noise) {
+        Place kept{0, size, 0};
+        if (top_k < size)
+            kept = find(INF, (long)top_k);
+        else
+            for (double part : mass) kept.mass += part;
+        if (top_p < 1) kept = find(top_p * kept.mass, kept.count);
+        return find(std::nextafter(noise * kept.mass, (double)INF), kept.count).token;
+    }
+};
+
+extern "C" void draw_from_nucleus(const Nucleus *args) {
+#pragma omp parallel num_threads(std::min(args->num_threads, args->num_rows))
+    {
+        static thread_local Descent own;
+        Descent &descent = own;
+#pragma omp for schedule(dynamic)
+        for (long r = 0; r < args->num_rows; r++) {
+            descent.fill(args->scaled + r * args->size, args->size);
+            args->tokens[r] = descent.draw(args->top_k[r], args->top_p[r], args->noise[r]);
+        }
+    }
+}

@@ -113,6 +113,9 @@ StackArguments = structure(
     "num_layers num_tokens num_wanted hidden_size num_heads num_kv_heads dim is_bf16 bits "
     "num_threads",
 )
+NucleusArguments = structure(
+    "Nucleus", "scaled top_k top_p noise tokens", "num_rows size num_threads"
+)
 
 
 def can_attend(keys: Tensor, values: Tensor) -> bool:
@@ -194,6 +197,20 @@ class PagedAttention:
     def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         tensor = tensor.to(dtype)
         return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def draw_from_nucleus(scaled: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor) -> Tensor | None:
+    """Tokens `[n, 1]` from what top_k and top_p leave of rows `[n, vocab_size]` of logits, 0 the
+    best; `noise` is a share of that, the likeliest first. None without kernels.
+    """
+    draw = kernel("draw_from_nucleus")
+    if draw is None:
+        return None
+    tensors = [tensor.float().contiguous() for tensor in (scaled, top_k, top_p, noise)]
+    tokens = torch.empty(len(scaled), 1, dtype=torch.long)
+    places = [tensor.data_ptr() for tensor in (*tensors, tokens)]
+    draw(NucleusArguments(*places, *scaled.shape, torch.get_num_threads()))
+    return tokens
 
 
 def check(kernels: ctypes.CDLL) -> None:
