@@ -214,10 +214,9 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         engine = service.get_engine()
         check_model(engine.model, body["model"], key)
         await record.admit()
-        prepared = await prepare(engine.model, body, owner, self._remembered(body))
+        prepared = await prepare(engine.model, body, owner, self._remembered(body), record.lease)
         if warm_up:
             prepared = prepared.as_warm_up()
-        record.summaries = prepared.summaries
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
         record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))

@@ -36,7 +36,6 @@ class Prepared:
     items: list[dict]  # the whole conversation so far
 
     first_items: list[dict] = field(default_factory=list)  # of the output: a compaction
-    summaries: list[Answer] = field(default_factory=list)  # from which that was made
     lease: Lease = field(default_factory=Lease)
 
     @property
@@ -61,11 +60,16 @@ def with_seed(body: dict) -> dict:
 
 
 async def prepare(
-    model: ModelInfo, body: dict, owner: int | None, context: list[dict] | None = None
+    model: ModelInfo,
+    body: dict,
+    owner: int | None,
+    context: list[dict] | None = None,
+    lease: Lease | None = None,
 ) -> Prepared:
     """Raises InvalidRequest or ContextTooLong naming the field.
 
-    `context` holds the items that came before, if the caller knows them.
+    `context` holds the items that came before, if the caller knows them. Without a lease, by which
+    it would be counted, nothing is generated, and so nothing compacted.
     """
     context, items, position = await conversation_so_far(body, owner, context)
     check_calls(context + items)
@@ -73,13 +77,12 @@ async def prepare(
         body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
-    before, rest, first_items, summaries = *_told(context, items), [], []
+    before, rest, first_items = *_told(context, items), []
     is_trigger = bool(items) and items[-1]["type"] == TRIGGER
     prompt = await _prompt(model, body, before + rest, use)
-    if before and (is_trigger or len(prompt) > _threshold(body)):
-        compaction, summary = await summarise(get_engine(), body, before)
-        first_items, summaries = [compaction], [summary]
-        before = [*kept_messages(before), compaction]
+    if lease and before and (is_trigger or len(prompt) > _threshold(body)):
+        first_items = [await summarise(get_engine(), body, before, lease)]
+        before = kept_messages(before) + first_items
         prompt = await _prompt(model, body, before + rest, use)
     constraint = await constraint_of(model, body, prompt, use)
     params = sampling_params(
@@ -91,7 +94,7 @@ async def prepare(
     row = _row(body, params, items, position)
     row.key_id = owner
     choice = Choice(prompt, params, constraint=constraint)
-    prepared = Prepared(body, row, choice, use, before + rest, first_items, summaries)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items, lease or Lease())
     return prepared.as_warm_up() if is_trigger else prepared
 
 
