@@ -1,5 +1,6 @@
 """From a checked body of the Responses API to a row and a choice, ready to be run."""
 
+import asyncio
 import math
 import secrets
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,7 @@ async def prepare(
     it would be counted, nothing is generated, and so nothing compacted.
     """
     context, items, position = await conversation_so_far(body, owner, context)
+    context = _within(model.max_model_len, context, body)
     check_calls(context + items)
     if body["background"]:
         body = with_seed(body)
@@ -142,6 +144,19 @@ async def conversation_so_far(
     return context, items, position
 
 
+def _within(max_items: int, context: list[dict], body: dict) -> list[dict]:
+    """What may fit of what came before: an item is a token at least. Raises ContextTooLong.
+
+    Nothing else runs while a chain of a million items is looked through, again and again.
+    """
+    if len(context) <= max_items:
+        return context
+    if body["truncation"] != "auto":
+        message = f"The conversation has {len(context)} items, more than fit into the context."
+        raise ContextTooLong(message, "input")
+    return without_orphans(context[-max_items:])
+
+
 async def _context(body: dict, owner: int | None) -> tuple[list[dict], int | None]:
     if (conversation_id := body.get("conversation")) is None:
         return await read(rows.chain_items, body.get("previous_response_id"), owner), None
@@ -170,6 +185,7 @@ async def _prompt(model: ModelInfo, body: dict, items: list[dict], use: ToolUse)
             fits = len(await rendered(middle)) <= model.max_model_len - reserved
         except ContextTooLong:
             fits = False
+        await asyncio.sleep(0)  # between looks at a long conversation others have their turn
         low, high = (low, middle) if fits else (middle + 1, high)
     return await rendered(low)
 
