@@ -78,12 +78,14 @@ class ApiHandler(ASGIHandler):
 
     async def _check_host_and_answer(self, request: HttpRequest) -> HttpResponseBase:
         from openai_api import keys  # which has models
+        from openai_api.errors import permission_denied
 
         host = request.get_host()  # raises DisallowedHost: no page may reach us by DNS rebinding
         # A page of another site cannot read our answers, nor send a key, but could have us work.
         is_unasked = request.method == "POST" and keys.secret_in(request.headers) is None
         if is_unasked and is_another_site(request.headers.get("Origin"), host):
-            raise PermissionDenied("Pages of another origin may not use this server.")
+            refusal = PermissionDenied("Pages of another origin may not use this server.")
+            return permission_denied(request, refusal)  # raised, it would fill the log
         return await self._get_response_async(request)
 
 

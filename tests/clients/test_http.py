@@ -66,6 +66,7 @@ def test_a_page_of_another_site_cannot_have_us_work(server, http, model):
         headers |= {"Access-Control-Request-Method": "POST"}
         asked = http.options("/v1/completions", headers=headers)
         assert not [name for name in asked.headers if name.startswith("access-control")]
+    assert "PermissionDenied" not in server.log.read_text()
     for headers in ({"Origin": server.url}, {"Origin": "null", "Authorization": "Bearer unused"}):
         assert http.post("/v1/completions", json=body, headers=headers).status_code == 200
 
