@@ -5,7 +5,9 @@ Middleware of the admin and the docs; the API's paths go past it.
 
 import logging
 import math
+import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable
 
@@ -45,6 +47,16 @@ class Attempts:
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], deque[float]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, limits: list[tuple[tuple[str, str], int]]) -> float:
+        """Count an attempt and return 0; or count none, and return how long to wait."""
+        with self._lock:
+            wait_s = max(self.wait_s(who, limit) for who, limit in limits)
+            if wait_s <= 0:
+                for who, _ in limits:
+                    self.add(who)
+            return wait_s
 
     def wait_s(self, who: tuple[str, str], limit: int) -> float:
         """How long until the next attempt; what is within the limit is 0."""
@@ -76,8 +88,7 @@ def login_throttle(get_response: Handler) -> Handler:
     def throttled(request: HttpRequest) -> HttpResponse:
         if request.method != "POST" or request.path != reverse("admin:login"):
             return get_response(request)
-        wait_s = max(attempts.wait_s(who, limit) for who, limit in limits_of(request))
-        if wait_s > 0:
+        if (wait_s := attempts.take(limits_of(request))) > 0:
             logger.warning("too many logins as %.40r from %s", *names_of(request))
             minutes = math.ceil(wait_s / 60)
             return HttpResponse(
@@ -86,8 +97,6 @@ def login_throttle(get_response: Handler) -> Handler:
                 status=429,
                 headers={"Retry-After": str(math.ceil(wait_s))},
             )
-        for who, _ in limits_of(request):
-            attempts.add(who)
         return get_response(request)
 
     return throttled
@@ -95,7 +104,8 @@ def login_throttle(get_response: Handler) -> Handler:
 
 def names_of(request: HttpRequest) -> tuple[str, str]:
     """The user and the address of a login."""
-    user = request.POST.get("username", "").strip().lower()[:150]
+    user = unicodedata.normalize("NFKC", request.POST.get("username", ""))  # as Django does
+    user = user.strip().lower()[:150]
     address = request.META.get("REMOTE_ADDR", "")
     if settings.SERVER.tls:  # the proxy's own address otherwise; it adds whom it speaks for last
         address = request.META.get("HTTP_X_FORWARDED_FOR", address).rpartition(",")[2].strip()

@@ -5,12 +5,13 @@ import asyncio
 from channels.routing import URLRouter
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
-from django.core.exceptions import RequestAborted, SuspiciousOperation
+from django.core.exceptions import PermissionDenied, RequestAborted, SuspiciousOperation
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import Http404, HttpRequest, HttpResponseBase
 from django.urls import path, re_path, set_script_prefix
 
+from nanollmserve_site.door import is_another_site
 from nanollmserve_site.guard import Application, Message, Receive, Send
 from openai_api.protocol.sse import Pinging
 
@@ -76,7 +77,15 @@ class ApiHandler(ASGIHandler):
             await super().send_response(response, pinging)
 
     async def _check_host_and_answer(self, request: HttpRequest) -> HttpResponseBase:
-        request.get_host()  # raises DisallowedHost: no web page may reach us by DNS rebinding
+        from openai_api import keys  # which has models
+        from openai_api.errors import permission_denied
+
+        host = request.get_host()  # raises DisallowedHost: no page may reach us by DNS rebinding
+        # A page of another site cannot read our answers, nor send a key, but could have us work.
+        is_unasked = request.method == "POST" and keys.secret_in(request.headers) is None
+        if is_unasked and is_another_site(request.headers.get("Origin"), host):
+            refusal = PermissionDenied("Pages of another origin may not use this server.")
+            return permission_denied(request, refusal)  # raised, it would fill the log
         return await self._get_response_async(request)
 
 

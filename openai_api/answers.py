@@ -78,6 +78,10 @@ class Usage:
     num_output_tokens: int = 0
     num_reasoning_tokens: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_output_tokens
+
 
 def total_usage(answers: "list[Answer]") -> Usage:
     """Of all answers together. Those of one prompt share it, so each prompt counts once."""

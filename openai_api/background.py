@@ -129,7 +129,7 @@ async def _resume(response_id: str, owner: int | None) -> None:
     past, token_ids = await read(rows.past_of, response_id)
     body = owned(validated(ResponseSerializer, row.body), owner) | {"input": row.input}
     context = await read(rows.context_of, row)
-    prepared = await prepare(check_ready(), body, owner, context)
+    prepared = await prepare(check_ready(), body, owner, context, Lease())
     while True:
         check_ready()
         try:

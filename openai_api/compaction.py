@@ -6,6 +6,7 @@ for the user's last messages, which are kept word for word.
 
 from inference.request import ModelInfo
 from openai_api.answers import Answer, Choice
+from openai_api.limits import Lease, estimate
 from openai_api.prompts import chat_prompt, sampling_params
 from openai_api.protocol.ids import new_id
 from openai_api.protocol.items import to_messages
@@ -34,20 +35,23 @@ def kept_messages(items: list[dict]) -> list[dict]:
     return messages[-NUM_KEPT_MESSAGES:]
 
 
-async def summarise(engine, body: dict, items: list[dict]) -> tuple[dict, Answer]:
-    """The compaction item that stands for these items, and the answer that it was made of.
+async def summarise(engine, body: dict, items: list[dict], lease: Lease) -> dict:
+    """The compaction item that stands for these items. The lease has the answer behind it.
 
     Raises what the engine raises. Of a conversation beyond the context, the end is read.
     """
     model: ModelInfo = engine.model
     prompt = await _prompt(model, body, items)
     params = sampling_params(model, body, max_tokens=MAX_SUMMARY_TOKENS)
-    answer = Answer(engine, Choice(prompt, params), body, chat=True)
+    choice = Choice(prompt, params)
+    lease.reserve(estimate([choice], model.max_model_len))
+    answer = Answer(engine, choice, body, chat=True)
+    lease.summaries.append(answer)  # it counts from now on, whatever becomes of the request
     text = ""
     async for segment in answer.segments():
         text += segment.text if segment.kind == "text" else ""
     summary = seal("compaction", text.strip())
-    return {"id": new_id("cmp"), "type": "compaction", "encrypted_content": summary}, answer
+    return {"id": new_id("cmp"), "type": "compaction", "encrypted_content": summary}
 
 
 async def _prompt(model: ModelInfo, body: dict, items: list[dict]) -> list[int]:

@@ -30,7 +30,7 @@ from openai_api.errors import (
 from openai_api.history import Outcome, Record
 from openai_api.limits import estimate
 from openai_api.models import ApiKey
-from openai_api.policies.parsers import load_json
+from openai_api.policies.parsers import TooManyValues, load_json
 from openai_api.prompts import check_model, check_prompt, owned
 from openai_api.protocol.ids import new_request_id
 from openai_api.protocol.sse import encode_json
@@ -214,10 +214,9 @@ class ResponsesConsumer(AsyncWebsocketConsumer):
         engine = service.get_engine()
         check_model(engine.model, body["model"], key)
         await record.admit()
-        prepared = await prepare(engine.model, body, owner, self._remembered(body))
+        prepared = await prepare(engine.model, body, owner, self._remembered(body), record.lease)
         if warm_up:
             prepared = prepared.as_warm_up()
-        record.summaries = prepared.summaries
         params = prepared.choice.params
         check_prompt(engine, prepared.choice.prompt_token_ids, "input", params.max_tokens)
         record.lease.reserve(estimate([prepared.choice], engine.model.max_model_len))
@@ -309,7 +308,8 @@ def _parsed(text: str | None) -> dict:
     try:
         message = load_json(text or "")
     except (ValueError, RecursionError) as exc:
-        message = "We could not parse the JSON of your message."
+        is_readable = isinstance(exc, TooManyValues)
+        message = str(exc) if is_readable else "We could not parse the JSON of your message."
         raise InvalidRequest(message, None, "invalid_json") from exc
     return check_type("message", message, dict)
 

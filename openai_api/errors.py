@@ -235,7 +235,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
-    error = InvalidRequest("You are not allowed to do this.")
+    error = InvalidRequest(str(exception) or "You are not allowed to do this.")
     error.status_code = 403
     return _json(error)
 

@@ -32,7 +32,6 @@ class Record:
             id=request_id, endpoint=endpoint, client=client, user_agent=user_agent[:200]
         )
         self.answers: list[Answer] = []
-        self.summaries: list[Answer] = []  # which the model wrote for itself, before it answered
         self.lease, self._is_admitted = Lease(), False
         self._started = time.monotonic()
         self._place: service.Place | None = None
@@ -109,7 +108,7 @@ class Record:
         """To be called until it succeeds; what is called once more does nothing."""
         if not self._is_open:
             return
-        used = used_by(self.answers, self.summaries)
+        used = self._used()
         lease, self.lease = self.lease, Lease()
         with settled(lease, used), transaction.atomic():
             self.row.save()
@@ -124,7 +123,7 @@ class Record:
         row.duration_s = time.monotonic() - self._started
         if row.outcome == Outcome.RUNNING:
             row.outcome, row.status = outcome, status
-        if self.answers or self.summaries:
+        if self.answers or self.lease.summaries:
             self._count_tokens(row)
         logger.info(
             "%s%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
@@ -136,18 +135,19 @@ class Record:
         return self._is_open
 
     def _count_tokens(self, row: RequestLog) -> None:
-        total = used_by(self.answers, self.summaries)
+        total = self._used()
         row.num_prompt_tokens = total.num_prompt_tokens
         row.num_cached_tokens = total.num_cached_tokens
         row.num_completion_tokens = total.num_output_tokens
-        first = [a.first_token_at for a in self.answers if a.first_token_at is not None]
+        answers = self.answers or self.lease.summaries
+        first = [a.first_token_at for a in answers if a.first_token_at is not None]
         if first:
             row.time_to_first_token_s = min(first) - self._started
-        row.finish_reason = (self.answers[0].finish_reason if self.answers else None) or ""
+        row.finish_reason = answers[0].finish_reason or ""
 
-
-def used_by(answers: list[Answer], summaries: list[Answer]) -> Usage:
-    return sum_of([total_usage(answers), *(summary.usage for summary in summaries)])
+    def _used(self) -> Usage:
+        summaries = (summary.usage for summary in self.lease.summaries)
+        return sum_of([total_usage(self.answers), *summaries])
 
 
 def charge(owner: int | None, answer: Answer, lease: Lease) -> None:
@@ -169,4 +169,4 @@ def settled(lease: Lease, used: Usage) -> Iterator[None]:
 
 
 def _settle(lease: Lease, used: Usage) -> None:
-    lease.end(used.num_prompt_tokens + used.num_output_tokens)
+    lease.end(used.num_tokens)

@@ -73,6 +73,7 @@ class Lease:
 
     def __init__(self, key: ApiKey | None = None) -> None:
         self.answers: list[Answer] = []
+        self.summaries: list[Answer] = []  # which the model wrote for itself, before it answered
         self.num_reserved = 0
         self._key, self._num_used, self._num_holders = key, 0, 1
 
@@ -84,10 +85,11 @@ class Lease:
     def reserve(self, num_tokens: int) -> None:
         """Take so many tokens of the minute, until `end` tells how many it were.
 
-        Raises LimitReached.
+        What summaries have used comes on top. Raises LimitReached.
         """
         if self._key is None:
             return
+        num_tokens += sum(summary.usage.num_tokens for summary in self.summaries)
         with _lock:
             if limit := self._key.tokens_per_minute:
                 more = num_tokens - self.num_reserved

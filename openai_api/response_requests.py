@@ -1,5 +1,6 @@
 """From a checked body of the Responses API to a row and a choice, ready to be run."""
 
+import asyncio
 import math
 import secrets
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,6 @@ class Prepared:
     items: list[dict]  # the whole conversation so far
 
     first_items: list[dict] = field(default_factory=list)  # of the output: a compaction
-    summaries: list[Answer] = field(default_factory=list)  # from which that was made
     lease: Lease = field(default_factory=Lease)
 
     @property
@@ -61,25 +61,30 @@ def with_seed(body: dict) -> dict:
 
 
 async def prepare(
-    model: ModelInfo, body: dict, owner: int | None, context: list[dict] | None = None
+    model: ModelInfo,
+    body: dict,
+    owner: int | None,
+    context: list[dict] | None = None,
+    lease: Lease | None = None,
 ) -> Prepared:
     """Raises InvalidRequest or ContextTooLong naming the field.
 
-    `context` holds the items that came before, if the caller knows them.
+    `context` holds the items that came before, if the caller knows them. Without a lease, by which
+    it would be counted, nothing is generated, and so nothing compacted.
     """
     context, items, position = await conversation_so_far(body, owner, context)
+    context = _within(model.max_model_len, context, body)
     check_calls(context + items)
     if body["background"]:
         body = with_seed(body)
     body = _configured(body, context + items)
     use = response_tool_use(body, context + items)
-    before, rest, first_items, summaries = *_told(context, items), [], []
+    before, rest, first_items = *_told(context, items), []
     is_trigger = bool(items) and items[-1]["type"] == TRIGGER
     prompt = await _prompt(model, body, before + rest, use)
-    if before and (is_trigger or len(prompt) > _threshold(body)):
-        compaction, summary = await summarise(get_engine(), body, before)
-        first_items, summaries = [compaction], [summary]
-        before = [*kept_messages(before), compaction]
+    if lease and before and (is_trigger or len(prompt) > _threshold(body)):
+        first_items = [await summarise(get_engine(), body, before, lease)]
+        before = kept_messages(before) + first_items
         prompt = await _prompt(model, body, before + rest, use)
     constraint = await constraint_of(model, body, prompt, use)
     params = sampling_params(
@@ -91,7 +96,7 @@ async def prepare(
     row = _row(body, params, items, position)
     row.key_id = owner
     choice = Choice(prompt, params, constraint=constraint)
-    prepared = Prepared(body, row, choice, use, before + rest, first_items, summaries)
+    prepared = Prepared(body, row, choice, use, before + rest, first_items, lease or Lease())
     return prepared.as_warm_up() if is_trigger else prepared
 
 
@@ -139,6 +144,19 @@ async def conversation_so_far(
     return context, items, position
 
 
+def _within(max_items: int, context: list[dict], body: dict) -> list[dict]:
+    """What may fit of what came before: an item is a token at least. Raises ContextTooLong.
+
+    Nothing else runs while a chain of a million items is looked through, again and again.
+    """
+    if len(context) <= max_items:
+        return context
+    if body["truncation"] != "auto":
+        message = f"The conversation has {len(context)} items, more than fit into the context."
+        raise ContextTooLong(message, "input")
+    return without_orphans(context[-max_items:])
+
+
 async def _context(body: dict, owner: int | None) -> tuple[list[dict], int | None]:
     if (conversation_id := body.get("conversation")) is None:
         return await read(rows.chain_items, body.get("previous_response_id"), owner), None
@@ -167,6 +185,7 @@ async def _prompt(model: ModelInfo, body: dict, items: list[dict], use: ToolUse)
             fits = len(await rendered(middle)) <= model.max_model_len - reserved
         except ContextTooLong:
             fits = False
+        await asyncio.sleep(0)  # between looks at a long conversation others have their turn
         low, high = (low, middle) if fits else (middle + 1, high)
     return await rendered(low)
 

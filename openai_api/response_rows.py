@@ -63,26 +63,36 @@ def referenced(
     They are looked for in `context`, then among what is stored. Raises InvalidRequest.
     """
     known = {item["id"]: item for item in context}
+    wanted = {item["id"] for item in items if item["type"] == "item_reference"} - known.keys()
+    known |= _stored_items(wanted, owner)
 
     def meant(item: dict) -> dict:
         if item["type"] != "item_reference":
             return item
-        found = known.get(item["id"]) or _stored_item(item["id"], owner)
-        if found is None:
+        if (found := known.get(item["id"])) is None:
             raise InvalidRequest(f"Item with id '{item['id']}' not found.", param)
         return found
 
     return [meant(item) for item in items]
 
 
-def _stored_item(item_id: str, owner: int | None) -> dict | None:
-    """An item of a response or a conversation; the newest, if callers gave an id twice."""
-    places = StoredItem.objects.filter(item_id=item_id, response__key=owner)
-    place = places.select_related("response").last()
-    if place is None:
-        return conversations.item_anywhere(item_id, owner)
-    items = [*place.response.input, *place.response.output]
-    return next((item for item in items if item["id"] == item_id), None)
+def _stored_items(item_ids: set[str], owner: int | None) -> dict[str, dict]:
+    """Those there are, of responses and conversations; the newest, if callers gave an id twice.
+
+    A response may hold thousands of them, and is read once.
+    """
+    places = StoredItem.objects.filter(item_id__in=item_ids, response__key=owner)
+    newest = dict(places.order_by("pk").values_list("item_id", "response_id"))
+    found: dict[str, dict] = {}
+    for response_id in set(newest.values()):
+        row = StoredResponse.objects.only("input", "output").filter(pk=response_id).first()
+        for item in [*row.input, *row.output] if row else ():
+            if newest.get(item["id"]) == response_id:
+                found.setdefault(item["id"], item)
+    for item_id in item_ids - newest.keys():
+        if (item := conversations.item_anywhere(item_id, owner)) is not None:
+            found[item_id] = item
+    return found
 
 
 def delete(response_id: str, owner: int | None = None) -> None:

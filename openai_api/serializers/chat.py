@@ -4,7 +4,7 @@ from django.conf import settings
 
 from openai_api.errors import InvalidRequest
 from openai_api.policies.parsers import load_json
-from openai_api.serializers.content import content_text
+from openai_api.serializers.content import MAX_ENTRIES, content_text
 from openai_api.serializers.fields import (
     BodySerializer,
     Boolean,
@@ -126,7 +126,7 @@ MESSAGE = TaggedUnion(
 
 
 class Messages(StrictField):
-    entries = ListOf(MESSAGE)
+    entries = ListOf(MESSAGE, max_length=MAX_ENTRIES)
 
     def check(self, param: str, value) -> list[dict]:
         if not (messages := self.entries.check(param, value)):

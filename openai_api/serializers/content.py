@@ -4,6 +4,7 @@ from openai_api.errors import InvalidRequest
 from openai_api.serializers.fields import TaggedUnion, check_type, wrong_type
 
 Path = str
+MAX_ENTRIES = 8192  # messages or items: each costs some microseconds, in which nothing else runs
 
 
 def text_part(param: Path, part: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from openai_api.errors import InvalidRequest
 from openai_api.serializers.chat import EFFORTS, TemplateKwargs
+from openai_api.serializers.content import MAX_ENTRIES
 from openai_api.serializers.fields import (
     Boolean,
     Integer,
@@ -39,7 +40,7 @@ ONE_PAST = (
 class Input(StrictField):
     """A string, or items; always normalised items afterwards."""
 
-    entries = ListOf(Item())
+    entries = ListOf(Item(), max_length=MAX_ENTRIES)
 
     def check(self, param: str, value) -> list[dict]:
         if isinstance(value, str):

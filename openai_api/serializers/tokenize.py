@@ -26,4 +26,4 @@ class TokenizeSerializer(PromptSerializer):
 
 class DetokenizeSerializer(BodySerializer):
     model = String()
-    tokens = ListOf(Integer(0, 2**31), required=True, max_length=2**20)
+    tokens = ListOf(Integer(0, 2**31), required=True, max_length=2**18)

@@ -22,7 +22,7 @@ class InputTokensView(AsyncAPIView):
         model = self.engine.model
         await self.record.admit()
         data = {"model": any_model(model, self.key), "input": [], **request.data}
-        body = owned(validated(ResponseSerializer, data), self.owner) | {"context_management": []}
+        body = owned(validated(ResponseSerializer, data), self.owner)
         check_model(model, body["model"], self.key)
         prepared = await prepare(model, body, self.owner)
         num_tokens = len(prepared.choice.prompt_token_ids)
@@ -44,14 +44,13 @@ class CompactView(GenerateView):
         if not items:
             raise InvalidRequest("There is nothing to compact.", "input", "empty_array")
         self.record.leave_place()
-        compaction, answer = await summarise(self.engine, body, items)
-        self.record.expect([answer])
+        compaction = await summarise(self.engine, body, items, self.record.lease)
         return Response(
             {
                 "id": new_response_id(),
                 "object": "response.compaction",
                 "created_at": int(time.time()),
                 "output": [*kept_messages(items), compaction],
-                "usage": response_usage(answer),
+                "usage": response_usage(self.record.lease.summaries[-1]),
             }
         )

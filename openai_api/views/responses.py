@@ -1,6 +1,5 @@
 import asyncio
 import json
-from dataclasses import replace
 
 from rest_framework.response import Response
 
@@ -29,8 +28,7 @@ class ResponsesView(GenerateView):
 
     async def _create(self, key: idempotency.Key | None):
         body, model = await self.read_body()
-        prepared = replace(await prepare(model, body, self.owner), lease=self.record.lease)
-        self.record.summaries = prepared.summaries
+        prepared = await prepare(model, body, self.owner, lease=self.record.lease)
         check_prompt(self.engine, prepared.choice.prompt_token_ids, "input")
         prepared.lease.reserve(estimate([prepared.choice], model.max_model_len))
         self.record.row.response_id = prepared.row.id

@@ -54,6 +54,23 @@ def test_the_content_type_does_not_matter(http, model, content_type):
     assert response.status_code == 200
 
 
+def test_a_page_of_another_site_cannot_have_us_work(server, http, model):
+    """Without a key. To send one, its browser would ask us first, and we allow nothing."""
+    body = {"model": model, "prompt": "Hi", "max_tokens": 1}
+    for origin in ("http://evil.example", "null", "http://127.0.0.1"):
+        headers = {"Origin": origin, "Content-Type": "text/plain"}
+        for path in ("v1/completions", "v1/responses/resp_x/cancel", "tokenize"):
+            answer = http.post(f"/{path}", json=body, headers=headers)
+            assert answer.status_code == 403, origin
+            assert "another origin" in answer.json()["error"]["message"]
+        headers |= {"Access-Control-Request-Method": "POST"}
+        asked = http.options("/v1/completions", headers=headers)
+        assert not [name for name in asked.headers if name.startswith("access-control")]
+    assert "PermissionDenied" not in server.log.read_text()
+    for headers in ({"Origin": server.url}, {"Origin": "null", "Authorization": "Bearer unused"}):
+        assert http.post("/v1/completions", json=body, headers=headers).status_code == 200
+
+
 def test_white_space_of_a_prompt_is_kept(http, model):
     sizes = [
         http.post("/v1/completions", json={"model": model, "prompt": p, "max_tokens": 1}).json()

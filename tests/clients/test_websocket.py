@@ -172,9 +172,18 @@ def test_a_frame_has_a_size(server):
         assert json.loads(socket.recv(timeout=10))["type"] == "error"
 
 
-def test_a_page_of_another_site_is_refused(server):
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "file://", "http://[", "http://127.0.0.1"]
+)
+def test_a_page_of_another_site_is_refused(server, origin):
     address = server.url.replace("http", "ws") + "/v1/responses"
-    with pytest.raises(InvalidStatus), connect(address, origin="http://evil.example"):
+    with pytest.raises(InvalidStatus), connect(address, origin=origin):
+        pass
+
+
+def test_a_page_of_ours_is_let_in(server):
+    address = server.url.replace("http", "ws") + "/v1/responses"
+    with connect(address, origin=server.url):
         pass
 
 

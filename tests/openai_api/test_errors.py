@@ -8,7 +8,9 @@ import pytest
 
 from inference import errors as inference_errors
 from inference.engine.client import QueueLimits
+from openai_api import response_requests
 from openai_api.errors import TRANSLATIONS
+from openai_api.policies.parsers import MAX_VALUES
 from tests.helpers import in_process_client
 
 USER = {"role": "user", "content": "Hi"}
@@ -224,6 +226,51 @@ async def test_other_paths_and_methods_answer_in_json_too(client):
     assert unknown.json()["error"]["message"] == "Invalid URL (GET /v1/robots)"
     assert "POST" in method.headers["allow"]
     assert "NANOLLM_ALLOWED_HOSTS" in host.json()["error"]["message"]
+
+
+MANY = MAX_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message", "param"),
+    [
+        ("completions", COMPLETION | {"prompt": [1] * MANY}, "more than 524,288 commas", None),
+        ("completions", COMPLETION | {"prompt": [[]] * MANY}, "more than 524,288 commas", None),
+        ("chat/completions", {"messages": [USER] * 8193}, "array too long", "messages"),
+        ("responses", {"input": [USER] * 8193}, "array too long", "input"),
+        ("conversations", {"items": [USER] * 8193}, "array too long", "items"),
+    ],
+)
+async def test_many_small_things_do_not_hold_up_the_others(client, path, body, message, param):
+    body = json.dumps({"model": "m"} | body)
+    answer = await client._client.post(f"http://localhost/v1/{path}", content=body)
+
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+async def test_a_long_chain_is_not_looked_through_again_and_again(client, monkeypatch):
+    """What cannot fit is left out at once, or refused at once."""
+    items, last = [USER | {"content": "x"}] * 2000, None
+    for _ in range(2):  # none of them fits; so the first one is dropped but for its end
+        response = await client.responses.create(
+            model="m", input=items, previous_response_id=last, truncation="auto"
+        )
+        last = response.id
+    going_on = {"model": "m", "input": "Hi", "previous_response_id": last}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(**going_on)
+    assert caught.value.code == "context_length_exceeded"
+    assert "4002 items" in caught.value.message
+
+    sizes, check = [], response_requests.check_calls
+    monkeypatch.setattr(
+        response_requests, "check_calls", lambda items: sizes.append(len(items)) or check(items)
+    )
+    await client.responses.create(**going_on, truncation="auto")
+    assert sizes == [2048 + 1]
 
 
 async def test_too_large_a_body_is_a_413(client, settings):

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("engine", "transactional_db")
 
 HI = {"model": "m", "input": "Hi"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+TRIGGER = {"type": "compaction_trigger"}
 PROMPT = 21  # tokens that "Hi" becomes in the template: one for each byte
 ANSWER = 11  # tokens of "ten tokens" and its end
 
@@ -290,6 +291,13 @@ class TestTokensPerMinute:
         left = int(limits_in(answer)["remaining-tokens"])
         assert 10**6 - left == (num_tokens or 2048)  # never more than the context holds
 
+    @pytest.mark.parametrize("path", ["responses", "responses/compact"])
+    async def test_a_summary_is_reserved_too(self, alice, engine, path):
+        body = HI | {"input": [{"role": "user", "content": "Hi"}, TRIGGER]}
+        answer = await alice.send("POST", f"/v1/{path}", body)
+        assert answer.status_code == 429
+        assert "Request too large" in answer.json()["error"]["message"]
+
     async def test_the_tokens_of_a_background_response_are_corrected_at_its_end(self, alice):
         body = HI | {"background": True, "max_output_tokens": 500}
         answer = await alice.send("POST", "/v1/responses", body)
@@ -481,6 +489,38 @@ class TestUsage:
         second = await alice.send("POST", "/v1/responses", body)
         said = first.json()["usage"]["output_tokens"] + second.json()["usage"]["output_tokens"]
         assert (await self.of(alice))[::2] == (2, said + ANSWER)
+
+    async def test_a_summary_counts_whatever_becomes_of_its_request(self, alice, script):
+        hi = {"role": "user", "content": "Hi"}
+        wrong = {"input": [hi, TRIGGER], "structured_outputs": {"regex": "("}}
+        refused = await alice.send("POST", "/v1/responses", HI | wrong)
+        assert refused.status_code == 400
+        assert (await self.of(alice))[2] == ANSWER
+
+        script.gate.clear()
+        before = (await self.of(alice))[1]
+        for path in ("/v1/responses/compact", "/v1/responses"):
+            body = HI | {"input": [hi, TRIGGER]}
+            asking = asyncio.create_task(alice.send("POST", path, body))
+
+            async def is_asked() -> bool:
+                return any(lease.summaries for lease in limits._accounts[alice.key.pk].leases)
+
+            await until(is_asked)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+            async def is_counted(before=before) -> bool:
+                return (await self.of(alice))[1] > before
+
+            await until(is_counted)
+            before = (await self.of(alice))[1]
+
+    async def test_who_asks_for_the_length_of_a_prompt_gets_no_summary(self, alice):
+        body = HI | {"input": [{"role": "user", "content": "Hi"}, TRIGGER]}
+        answer = await alice.send("POST", "/v1/responses/input_tokens", body)
+        assert answer.json()["input_tokens"] == PROMPT
+        assert await self.of(alice) == (1, 0, 0)
 
     async def test_what_a_client_that_left_has_used_counts(self, alice, script):
         script.gate.clear()

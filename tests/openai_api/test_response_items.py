@@ -6,6 +6,7 @@ import threading
 
 import openai
 import pytest
+from django.db.backends.utils import CursorWrapper
 from openai.types.responses.response_input_item_param import ResponseInputItemParam
 from pydantic import TypeAdapter
 
@@ -170,6 +171,20 @@ class TestReference:
             assert error.body["message"] == "Item with id 'msg_x' not found."
 
         assert (await client.conversations.items.list(conversation.id)).data == []
+
+    async def test_many_items_of_a_response_are_read_at_once(self, client, create, monkeypatch):
+        first = await create(*[user(str(i)) for i in range(20)])
+        asked = (await client.responses.input_items.list(first.id, limit=20, order="asc")).data
+        queries, execute = [], CursorWrapper.execute
+        monkeypatch.setattr(
+            CursorWrapper, "execute", lambda *args: queries.append(args[1]) or execute(*args)
+        )
+        await client.conversations.create(items=[reference(item) for item in asked])
+        error = await refused(create(*[reference(asked[0])] * 5000, user("two")))
+
+        assert "Duplicate item" in error.body["message"]
+        assert sum('"openai_api_storedresponse"."input"' in query for query in queries) == 2
+        assert len(queries) < 30
 
     async def test_in_the_background_it_outlives_the_response_that_it_names(
         self, client, create, script
