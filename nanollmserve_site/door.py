@@ -60,15 +60,18 @@ def loopback_only(app: Application, has_keys: Callable[[], Awaitable[bool]]) -> 
     return checked
 
 
-def same_origin(app: Application) -> Application:
-    """No web page of another site may open a WebSocket here; programs send no Origin."""
+def same_origin(app: Application, *, is_page: bool = False) -> Application:
+    """No web page of another site may open a WebSocket here.
+
+    Programs send no Origin, and may come in unless only a page of ours `is_page` should.
+    """
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         origin = urlsplit(headers.get(b"origin", b"").decode(errors="replace"))
         host = headers.get(b"host", b"").decode(errors="replace")
         allowed = validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
-        if not allowed or (origin.netloc and origin.netloc != host):
+        if not allowed or ((origin.netloc or is_page) and origin.netloc != host):
             await send({"type": "websocket.close"})
         else:
             await app(scope, receive, send)

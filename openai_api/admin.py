@@ -28,9 +28,6 @@ MAX_CONTINUATIONS = 20
 MAX_CONVERSATION_ITEMS = 500
 NUM_RECENT_ROWS = 1000  # in which a filter looks for the values it offers
 
-admin.site.site_header = admin.site.site_title = "nanoLLMServe"
-admin.site.index_title = "Overview"
-
 
 class RecentValuesFilter(admin.SimpleListFilter):
     """The values in the latest rows: to find all there are, the whole table would be read."""

@@ -1,0 +1,17 @@
+"""Numbers with units in templates."""
+
+from django import template
+
+from openai_api.console import formats
+
+register = template.Library()
+
+
+@register.filter
+def seconds(value: float | None) -> str:
+    return " ".join(formats.duration(value)).strip()
+
+
+@register.filter
+def number(value: float | None) -> str:
+    return "–" if value is None else formats.number(value)
