@@ -15,3 +15,9 @@ def seconds(value: float | None) -> str:
 @register.filter
 def number(value: float | None) -> str:
     return "–" if value is None else formats.number(value)
+
+
+@register.filter
+def short(endpoint: str) -> str:
+    """`POST /v1/chat/completions` as `chat/completions`; another method stays."""
+    return endpoint.removeprefix("POST ").replace("/v1/", "", 1)
