@@ -19,6 +19,7 @@ from openai_api.admin_lists import (
     badge,
 )
 from openai_api.console.export import ExportMixin
+from openai_api.console.replay_admin import ReplayMixin
 from openai_api.models import Conversation, RequestLog, StoredChatCompletion, StoredResponse
 from openai_api.transcript import Turn, call_names, chat_items, pretty, turns_of
 
@@ -37,6 +38,7 @@ class TranscriptAdmin(ExportMixin, LookingAdmin):
 
     def render_change_form(self, request, context, *args, obj, **kwargs):
         context |= {"conversation": self.reader(obj), "history": None}
+        context["may_replay"] = isinstance(self, ReplayMixin) and self.may_replay(request)
         if request.user.has_perm("openai_api.view_requestlog"):
             context["history"] = RequestLog.objects.filter(response_id=obj.pk).first()
         return super().render_change_form(request, context, *args, obj=obj, **kwargs)
@@ -149,7 +151,7 @@ class Chat:
 
 
 @admin.register(StoredResponse)
-class StoredResponseAdmin(TranscriptAdmin):
+class StoredResponseAdmin(ReplayMixin, TranscriptAdmin):
     list_display = ("created", "state", "model", "question", "answer", "tokens")
     list_filter = ("status", ModelFilter, "created_at")
     reader = ResponseChain
@@ -190,7 +192,7 @@ class ConversationAdmin(TranscriptAdmin):
 
 
 @admin.register(StoredChatCompletion)
-class StoredChatCompletionAdmin(TranscriptAdmin):
+class StoredChatCompletionAdmin(ReplayMixin, TranscriptAdmin):
     list_display = ("created", "model", "question", "answer", "tokens")
     list_filter = (ModelFilter, "created_at")
     reader = Chat

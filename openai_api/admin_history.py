@@ -19,6 +19,7 @@ from openai_api.admin_lists import (
 )
 from openai_api.console.charts import share, timing
 from openai_api.console.export import ExportMixin
+from openai_api.console.replay_admin import PERMISSION
 from openai_api.models import RequestLog, StoredChatCompletion, StoredResponse
 
 NUM_DAYS = 7  # that can be chosen one by one; a link may name any
@@ -88,18 +89,17 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
 
     list_display = (
         "created",
-        "state",
-        "status",
+        "end",
         "endpoint",
-        "model",
-        "stream",
-        "finish_reason",
+        "key",
         "prompt",
         "completion",
         "first_token",
         "duration",
         "speed",
-        "key",
+        "model",
+        "finish_reason",
+        "stream",
         "client",
         "response",
     )
@@ -122,6 +122,7 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
         ("Caller", {"fields": ("key", "client", "user_agent")}),
     )
     change_list_template = "console/export_list.html"
+    change_form_template = "console/request.html"
 
     def has_delete_permission(self, request, obj=None):
         return False
@@ -143,6 +144,10 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
     @admin.display(description="outcome")
     def state(self, row) -> str:
         return badge(row.outcome, row.get_outcome_display())
+
+    @admin.display(description="outcome")
+    def end(self, row) -> str:
+        return format_html("{} {}", self.state(row), row.status or "")
 
     @admin.display(description="prompt tokens")
     def prompt(self, row) -> str:
@@ -173,12 +178,28 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
     def speed(self, row) -> str:
         if (speed := tokens_per_s(row)) is None:
             return ""
-        return bar(f"{speed:.1f}", 0, share(speed, getattr(row, "fastest", speed)))
+        fastest = getattr(row, "fastest", None)
+        return bar(f"{speed:.1f}", 0, share(speed, fastest)) if fastest else f"{speed:.1f}"
 
     @admin.display(description="response")
     def response(self, row) -> str:
-        if not (row.is_response or row.is_chat):
+        if not (url := self._stored_url(row, "change")):
             return row.response_id and format_html("{}<br>(not stored)", row.response_id)
-        name = "storedresponse" if row.is_response else "storedchatcompletion"
-        url = reverse(f"admin:openai_api_{name}_change", args=[quote(row.response_id)])
         return format_html('<a href="{}">{}</a>', url, row.response_id)
+
+    @staticmethod
+    def _stored_url(row: RequestLog, view: str) -> str:
+        """A page of what was stored of a request, if anything was."""
+        if not (row.is_response or row.is_chat):
+            return ""
+        name = "storedresponse" if row.is_response else "storedchatcompletion"
+        return reverse(f"admin:openai_api_{name}_{view}", args=[quote(row.response_id)])
+
+    def render_change_form(self, request, context, *args, obj, **kwargs):
+        """With what can be done: ask it again, or end it."""
+        user = request.user
+        if user.has_perm(PERMISSION):
+            context["replay_url"] = self._stored_url(obj, "replay")
+        is_running = obj.outcome == RequestLog.Outcome.RUNNING
+        context["may_abort"] = is_running and user.has_perm("openai_api.abort_requestlog")
+        return super().render_change_form(request, context, *args, obj=obj, **kwargs)
