@@ -254,7 +254,12 @@ class Answer:
 
     async def begun(self) -> None:
         """Wait for the first token; raises what came instead."""
-        await self._generation.begun()
+        try:
+            await self._generation.begun()
+        except EngineFailed:
+            if self.is_cancelled:
+                raise Aborted() from None
+            raise
 
     def abort(self) -> None:
         """End an answer that nobody will iterate."""
