@@ -5,7 +5,7 @@ those who get it over a WebSocket.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -100,63 +100,59 @@ def fragment(sight: Sight) -> str:
 
 
 def tiles(samples: Sequence[Sample]) -> list[Tile]:
-    now, engine = sampler.latest, settings.ENGINE
-
-    def course(name: str) -> list[float | None]:
-        return [getattr(sample, name) for sample in samples]
-
-    def rate(title: str, name: str) -> Tile:
-        values = course(name)
-        lines = _spark(("a", values))
-        return Tile(title, number(getattr(now, name)), "tok/s", f"peak {peak(values)}", lines)
-
-    def queue(title: str, name: str, limit: int) -> Tile:
-        value = getattr(now, name)
-        lines = _spark(("a", course(name)))
-        return Tile(title, number(value), "", f"of {limit:,}", lines, share(value, limit))
-
-    def percent(title: str, name: str, note: str, fill: bool) -> Tile:
-        value, lines = getattr(now, name), _spark(("a", course(name)), top=1.0)
-        shown = "–" if value is None else f"{value * 100:.0f}"
-        return Tile(title, shown, "%", note, lines, share(value, 1) if fill else None)
-
+    engine = settings.ENGINE
     return [
-        rate("Generation", "generation_per_s"),
-        rate("Prompts", "prompt_per_s"),
-        queue("Running", "num_running", engine.max_num_seqs),
-        queue("Waiting", "num_waiting", engine.max_num_queued_reqs),
-        percent("KV cache", "kv_cache_usage", "of its blocks in use", fill=True),
-        percent("Prefix hits", "hit_rate", "of prompt tokens", fill=False),
-        _quantile_tile("First token", samples, lambda sample: sample.first_token_s),
-        _quantile_tile("Between tokens", samples, lambda sample: sample.between_tokens_s),
-        Tile(
-            "Requests",
-            number(now.ended_per_min),
-            "/min",
-            f"peak {peak(course('ended_per_min'))}",
-            _spark(("a", course("ended_per_min"))),
-        ),
-        Tile(
-            "Errors",
-            number(now.errors_per_min),
-            "/min",
-            f"{number(now.refused_per_min)} × 429",
-            _spark(("bad", course("errors_per_min")), ("b", course("refused_per_min"))),
-            is_bad=now.errors_per_min > 0,
-        ),
+        _rate_tile("Generation", "tok/s", samples, "generation_per_s"),
+        _rate_tile("Prompts", "tok/s", samples, "prompt_per_s"),
+        _queue_tile("Running", samples, "num_running", engine.max_num_seqs),
+        _queue_tile("Waiting", samples, "num_waiting", engine.max_num_queued_reqs),
+        _percent_tile("KV cache", "of its blocks in use", samples, "kv_cache_usage", is_full=True),
+        _percent_tile("Prefix hits", "of prompt tokens", samples, "hit_rate"),
+        _quantile_tile("First token", samples, "first_token_s"),
+        _quantile_tile("Between tokens", samples, "between_tokens_s"),
+        _rate_tile("Requests", "/min", samples, "ended_per_min"),
+        _error_tile(samples),
     ]
+
+
+def _course(samples: Sequence[Sample], name: str) -> list:
+    return [getattr(sample, name) for sample in samples]
+
+
+def _rate_tile(title: str, unit: str, samples: Sequence[Sample], name: str) -> Tile:
+    value, course = getattr(sampler.latest, name), _course(samples, name)
+    return Tile(title, number(value), unit, f"peak {peak(course)}", _spark(("a", course)))
+
+
+def _queue_tile(title: str, samples: Sequence[Sample], name: str, limit: int) -> Tile:
+    value, lines = getattr(sampler.latest, name), _spark(("a", _course(samples, name)))
+    return Tile(title, number(value), "", f"of {limit:,}", lines, share(value, limit))
+
+
+def _percent_tile(
+    title: str, note: str, samples: Sequence[Sample], name: str, *, is_full: bool = False
+) -> Tile:
+    """`is_full`: whether it says how much of something is used up."""
+    value, lines = getattr(sampler.latest, name), _spark(("a", _course(samples, name)), top=1.0)
+    shown = "–" if value is None else f"{value * 100:.0f}"
+    return Tile(title, shown, "%", note, lines, share(value, 1) if is_full else None)
+
+
+def _error_tile(samples: Sequence[Sample]) -> Tile:
+    now, names = sampler.latest, ("errors_per_min", "refused_per_min")
+    errors, refused = (_course(samples, name) for name in names)
+    note, lines = f"{number(now.refused_per_min)} × 429", _spark(("bad", errors), ("b", refused))
+    is_bad = now.errors_per_min > 0
+    return Tile("Errors", number(now.errors_per_min), "/min", note, lines, is_bad=is_bad)
 
 
 def _spark(*courses: tuple[str, list[float | None]], top: float = 0.0) -> list[Line]:
     return sparkline(courses, sampler.samples.maxlen or 1, top)
 
 
-def _quantile_tile(
-    title: str, samples: Sequence[Sample], of: Callable[[Sample], Quantiles | None]
-) -> Tile:
-    found = [of(sample) for sample in samples]
-    now = of(sampler.latest)
-    p50, p95 = ([q and q[i] for q in found] for i in range(2))
+def _quantile_tile(title: str, samples: Sequence[Sample], name: str) -> Tile:
+    now: Quantiles | None = getattr(sampler.latest, name)
+    p50, p95 = ([q and q[i] for q in _course(samples, name)] for i in range(2))
     value, unit = duration(now and now.p50)
     note = "p50 · p95 " + " ".join(duration(now and now.p95)).strip()
     return Tile(title, value, unit, note, _spark(("b", p95), ("a", p50)))
