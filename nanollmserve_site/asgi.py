@@ -36,6 +36,7 @@ from nanollmserve_site.handlers import http_application, websocket_application
 from nanollmserve_site.loop_watch import LoopWatch
 from nanollmserve_site.request_id import with_request_id
 from openai_api import background, keys
+from openai_api.console.samples import sampler
 
 logger = logging.getLogger("nanollmserve")
 
@@ -76,7 +77,7 @@ except ImproperlyConfigured as error:
     sys.stderr.write(f"Error: {error}\n")
     os._exit(1)  # within `serve`, an exception would be logged and nothing more
 get_resolver().url_patterns  # noqa: B018 - imported now, and not while the first request waits
-service.start(on_failure=leave)
+sampler.begin(service.start(on_failure=leave))
 if is_alone:
     background.start()
 atexit.register(service.close)

@@ -59,15 +59,18 @@ def loopback_only(app: Application, has_keys: Callable[[], Awaitable[bool]]) -> 
     return checked
 
 
-def same_origin(app: Application) -> Application:
-    """No web page of another site may open a WebSocket here."""
+def same_origin(app: Application, *, is_page: bool = False) -> Application:
+    """No web page of another site may open a WebSocket here.
+
+    Programs send no Origin, and may come in unless only a page of ours `is_page` should.
+    """
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
         host = headers.get(b"host", b"").decode(errors="replace")
         allowed = validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
-        if not allowed or is_another_site(origin, host):
+        if not allowed or (is_page and origin is None) or is_another_site(origin, host):
             await send({"type": "websocket.close"})
         else:
             await app(scope, receive, send)

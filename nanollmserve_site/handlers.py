@@ -11,7 +11,7 @@ from django.core.handlers.exception import convert_exception_to_response
 from django.http import Http404, HttpRequest, HttpResponseBase
 from django.urls import path, re_path, set_script_prefix
 
-from nanollmserve_site.door import is_another_site
+from nanollmserve_site.door import is_another_site, same_origin
 from nanollmserve_site.guard import Application, Message, Receive, Send
 from openai_api.protocol.sse import Pinging
 
@@ -116,6 +116,16 @@ async def refuse(scope: Message, receive: Receive, send: Send) -> None:
 
 
 def websocket_application() -> Application:
-    from openai_api.consumers import ResponsesConsumer  # which has models
+    from channels.auth import AuthMiddlewareStack  # these have models
 
-    return URLRouter([path("v1/responses", ResponsesConsumer.as_asgi()), re_path("", refuse)])
+    from openai_api.console.consumer import LiveConsumer
+    from openai_api.consumers import ResponsesConsumer
+
+    live = same_origin(AuthMiddlewareStack(LiveConsumer.as_asgi()), is_page=True)
+    return URLRouter(
+        [
+            path("v1/responses", ResponsesConsumer.as_asgi()),
+            path("admin/live/", live),
+            re_path("", refuse),
+        ]
+    )

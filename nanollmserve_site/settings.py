@@ -35,7 +35,7 @@ ALLOWED_HOSTS = sorted({*OWN_HOSTS, *SERVER.allowed_hosts})
 CSRF_TRUSTED_ORIGINS = list(SERVER.csrf_trusted_origins)
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "openai_api.console.apps.ConsoleConfig",  # django.contrib.admin with a dashboard
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

@@ -6,74 +6,39 @@ What models and clients wrote is hostile: it goes to the page through autoescapi
 from functools import cached_property
 
 from django.contrib import admin
-from django.contrib.admin.utils import quote
-from django.db.models import Exists, OuterRef
-from django.urls import reverse
 from django.utils.html import format_html
 
-from openai_api import admin_keys  # noqa: F401  (which registers its own)
+from openai_api import admin_history, admin_keys  # noqa: F401  (which register their own)
 from openai_api.admin_lists import (
     EXCERPT_LEN,
     ChatList,
     ConversationList,
     LookingAdmin,
+    ModelFilter,
     ResponseList,
     badge,
 )
+from openai_api.console.export import ExportMixin
+from openai_api.console.replay_admin import ReplayMixin
 from openai_api.models import Conversation, RequestLog, StoredChatCompletion, StoredResponse
 from openai_api.transcript import Turn, call_names, chat_items, pretty, turns_of
 
 MAX_ANCESTORS = 50
 MAX_CONTINUATIONS = 20
 MAX_CONVERSATION_ITEMS = 500
-NUM_RECENT_ROWS = 1000  # in which a filter looks for the values it offers
-
-admin.site.site_header = admin.site.site_title = "nanoLLMServe"
-admin.site.index_title = "Overview"
 
 
-class RecentValuesFilter(admin.SimpleListFilter):
-    """The values in the latest rows: to find all there are, the whole table would be read."""
-
-    def lookups(self, request, model_admin):
-        rows = model_admin.model.objects.order_by("-created_at")
-        recent = rows.values_list(self.parameter_name, flat=True)[:NUM_RECENT_ROWS]
-        values = sorted({*recent, self.value() or ""} - {""})
-        return [(value, value) for value in values]
-
-    def queryset(self, request, queryset):
-        return queryset.filter(**{self.parameter_name: self.value()}) if self.value() else queryset
-
-
-class ModelFilter(RecentValuesFilter):
-    title = parameter_name = "model"
-
-
-class EndpointFilter(RecentValuesFilter):
-    title = parameter_name = "endpoint"
-
-
-class HttpStatusFilter(admin.SimpleListFilter):
-    title, parameter_name = "HTTP status", "http"
-    firsts = {"2xx": 200, "4xx": 400, "5xx": 500}
-
-    def lookups(self, request, model_admin):
-        return [(name, name) for name in self.firsts]
-
-    def queryset(self, request, queryset):
-        first = self.firsts.get(self.value())
-        return queryset.filter(status__range=(first, first + 99)) if first else queryset
-
-
-class TranscriptAdmin(LookingAdmin):
+class TranscriptAdmin(ExportMixin, LookingAdmin):
     """Stored answers; `reader` makes of a row what its template shows."""
 
     search_fields = ("id__exact",)
     search_help_text = "Search by the whole id."
+    change_list_template = "console/export_list.html"
     reader: type
 
     def render_change_form(self, request, context, *args, obj, **kwargs):
         context |= {"conversation": self.reader(obj), "history": None}
+        context["may_replay"] = isinstance(self, ReplayMixin) and self.may_replay(request)
         if request.user.has_perm("openai_api.view_requestlog"):
             context["history"] = RequestLog.objects.filter(response_id=obj.pk).first()
         return super().render_change_form(request, context, *args, obj=obj, **kwargs)
@@ -186,7 +151,7 @@ class Chat:
 
 
 @admin.register(StoredResponse)
-class StoredResponseAdmin(TranscriptAdmin):
+class StoredResponseAdmin(ReplayMixin, TranscriptAdmin):
     list_display = ("created", "state", "model", "question", "answer", "tokens")
     list_filter = ("status", ModelFilter, "created_at")
     reader = ResponseChain
@@ -227,7 +192,7 @@ class ConversationAdmin(TranscriptAdmin):
 
 
 @admin.register(StoredChatCompletion)
-class StoredChatCompletionAdmin(TranscriptAdmin):
+class StoredChatCompletionAdmin(ReplayMixin, TranscriptAdmin):
     list_display = ("created", "model", "question", "answer", "tokens")
     list_filter = (ModelFilter, "created_at")
     reader = Chat
@@ -238,97 +203,3 @@ class StoredChatCompletionAdmin(TranscriptAdmin):
     @admin.display(description="tokens in / out")
     def tokens(self, row) -> str:
         return f"{row.num_prompt_tokens} / {row.num_completion_tokens}"
-
-
-@admin.register(RequestLog)
-class RequestLogAdmin(LookingAdmin):
-    """Nobody deletes here: the history goes by age, or it proves nothing."""
-
-    list_display = (
-        "created",
-        "state",
-        "status",
-        "endpoint",
-        "model",
-        "stream",
-        "finish_reason",
-        "prompt",
-        "completion",
-        "first_token",
-        "duration",
-        "speed",
-        "key",
-        "client",
-        "response",
-    )
-    list_filter = (
-        "key",
-        EndpointFilter,
-        "outcome",
-        HttpStatusFilter,
-        "stream",
-        ModelFilter,
-        "created_at",
-    )
-    list_select_related = ("key",)
-    search_fields = ("id__exact", "response_id__exact")
-    search_help_text = "Search by the whole id of a request or of a response."
-    fieldsets = (
-        (None, {"fields": ("id", "created", "endpoint", "model", "stream", "response")}),
-        ("End", {"fields": ("state", "status", "finish_reason", "error_code", "error_message")}),
-        ("Usage", {"fields": ("prompt", "completion", "first_token", "duration", "speed")}),
-        ("Caller", {"fields": ("key", "client", "user_agent")}),
-    )
-
-    def has_delete_permission(self, request, obj=None):
-        return False
-
-    def get_queryset(self, request):
-        same_id = {"pk": OuterRef("response_id")}
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(
-                is_response=Exists(StoredResponse.objects.filter(**same_id)),
-                is_chat=Exists(StoredChatCompletion.objects.filter(**same_id)),
-            )
-        )
-
-    @admin.display(description="outcome")
-    def state(self, row) -> str:
-        return badge(row.outcome, row.get_outcome_display())
-
-    @admin.display(description="prompt tokens")
-    def prompt(self, row) -> str:
-        if row.num_prompt_tokens is None:
-            return ""
-        cached = f" ({row.num_cached_tokens} cached)" if row.num_cached_tokens else ""
-        return f"{row.num_prompt_tokens}{cached}"
-
-    @admin.display(description="completion tokens")
-    def completion(self, row) -> int | None:
-        return row.num_completion_tokens
-
-    @admin.display(description="first token, ms")
-    def first_token(self, row) -> str:
-        seconds = row.time_to_first_token_s
-        return "" if seconds is None else f"{seconds * 1000:.0f}"
-
-    @admin.display(description="duration, s")
-    def duration(self, row) -> str:
-        return "" if row.duration_s is None else f"{row.duration_s:.3f}"
-
-    @admin.display(description="tokens/s")
-    def speed(self, row) -> str:
-        """As the caller sees it: over the whole duration."""
-        if not (row.num_completion_tokens and row.duration_s):
-            return ""
-        return f"{row.num_completion_tokens / row.duration_s:.1f}"
-
-    @admin.display(description="response")
-    def response(self, row) -> str:
-        if not (row.is_response or row.is_chat):
-            return row.response_id and format_html("{}<br>(not stored)", row.response_id)
-        name = "storedresponse" if row.is_response else "storedchatcompletion"
-        url = reverse(f"admin:openai_api_{name}_change", args=[quote(row.response_id)])
-        return format_html('<a href="{}">{}</a>', url, row.response_id)

@@ -9,6 +9,7 @@ from django.http import HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
 
 from openai_api.admin_lists import LookingAdmin, badge
+from openai_api.console.usage_charts import usage_charts
 from openai_api.models import ApiKey, Usage
 
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "tokens_per_day")
@@ -80,6 +81,14 @@ class UsageAdmin(LookingAdmin):
 
     def has_delete_permission(self, request, obj=None):
         return False
+
+    def changelist_view(self, request, extra_context=None):
+        """Charts of what the list's filters leave, above it."""
+        response = super().changelist_view(request, extra_context)
+        if "cl" in (getattr(response, "context_data", None) or {}):
+            rows = response.context_data["cl"].get_queryset(request)
+            response.context_data["charts"] = usage_charts(rows)
+        return response
 
     def get_urls(self):
         view = self.admin_site.admin_view(self.csv)

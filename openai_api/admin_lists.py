@@ -22,6 +22,7 @@ from django.utils.timezone import localtime
 
 from openai_api.models import ConversationItem
 
+NUM_RECENT_ROWS = 1000  # in which a filter looks for the values it offers
 MAX_PAGE = 10**9
 NUM_EXCERPT_ITEMS = 4
 EXCERPT_LEN = 110
@@ -29,6 +30,27 @@ EXCERPT_LEN = 110
 
 def badge(kind: str, label: str) -> str:
     return format_html('<span class="badge badge-{}">{}</span>', kind, label)
+
+
+class RecentValuesFilter(admin.SimpleListFilter):
+    """The values in the latest rows: to find all there are, the whole table would be read."""
+
+    def lookups(self, request, model_admin):
+        rows = model_admin.model.objects.order_by("-created_at")
+        recent = rows.values_list(self.parameter_name, flat=True)[:NUM_RECENT_ROWS]
+        values = sorted({*recent, self.value() or ""} - {""})
+        return [(value, value) for value in values]
+
+    def queryset(self, request, queryset):
+        return queryset.filter(**{self.parameter_name: self.value()}) if self.value() else queryset
+
+
+class ModelFilter(RecentValuesFilter):
+    title = parameter_name = "model"
+
+
+class EndpointFilter(RecentValuesFilter):
+    title = parameter_name = "endpoint"
 
 
 class UncountedPaginator(Paginator):
@@ -78,7 +100,7 @@ class LookingAdmin(admin.ModelAdmin):
     sortable_by = ("created",)
 
     class Media:
-        css = {"all": ("openai_api/admin.css",)}
+        css = {"all": ("openai_api/admin.css", "console/console.css")}
 
     def get_paginator(self, request, queryset, per_page, *args, **kwargs):
         given = request.GET.get(PAGE_VAR, "1")

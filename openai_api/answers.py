@@ -29,6 +29,7 @@ from inference.service import EngineClient
 from inference.text.detokenizer import Detokenizer, StopStrings
 from inference.text.output_parser import OutputParser, Piece
 from inference.text.syntax import calls_of, kept_token_ids, reasoning_of
+from openai_api.errors import Aborted
 from openai_api.protocol.ids import new_id
 from openai_api.tools import NO_TOOLS, ToolUse
 
@@ -142,7 +143,7 @@ class Answer:
         self.replayed: list[Segment] = []
         self._take(Delta(list(generated)), self.replayed)
         self._engine, self._choice, self._body = engine, choice, body
-        self._may_go_on, self._is_cancelled = body.get("background", False), False
+        self._may_go_on, self.is_cancelled = body.get("background", False), False
         self._generation = engine.generate(self._request())
 
     def _request(self) -> Request:
@@ -231,15 +232,17 @@ class Answer:
                     async for delta in deltas:
                         yield delta
                 return
-            except EngineLost:
-                if not self._may_go_on:
+            except EngineFailed as exc:
+                if self.is_cancelled:
+                    raise Aborted() from None
+                if not (self._may_go_on and isinstance(exc, EngineLost)):
                     raise
             self._may_go_on = False
             await self._queue_again()
 
     async def _queue_again(self) -> None:
         """As soon as there is an engine."""
-        while not self._is_cancelled:
+        while not self.is_cancelled:
             try:
                 self._generation = self._engine.generate(self._request())
                 break
@@ -249,13 +252,18 @@ class Answer:
                 if self._engine.status.state not in ("loading", "ready"):
                     raise
                 await asyncio.sleep(RETRY_S)
-        if self._is_cancelled:
+        if self.is_cancelled:
             self._generation.abort()
-            raise EngineFailed("The generation was cancelled.")
+            raise Aborted()
 
     async def begun(self) -> None:
         """Wait for the first token; raises what came instead."""
-        await self._generation.begun()
+        try:
+            await self._generation.begun()
+        except EngineFailed:
+            if self.is_cancelled:
+                raise Aborted() from None
+            raise
 
     def abort(self) -> None:
         """End an answer that nobody will iterate."""
@@ -264,7 +272,7 @@ class Answer:
 
     def cancel(self) -> None:
         """Make whoever iterates it fail, from any thread."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         self._generation.cancel()
 
     def _take(self, delta: Delta, segments: list[Segment]) -> None:

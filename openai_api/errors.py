@@ -17,6 +17,7 @@ ApiError                        500
         QuotaExceeded           429
     Unavailable                 503  loading, shutting down, or without its database
     ServerError                 500  anything unexpected
+        Aborted                 500  by the operator
 """
 
 import logging
@@ -150,6 +151,16 @@ class Unavailable(ApiError):
 
 class ServerError(ApiError):
     pass
+
+
+class Aborted(ServerError):
+    """Clients are told not to retry: whoever ended it would have to end it again."""
+
+    code = "request_aborted"
+    default_detail = "The operator of this server has ended this request."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"x-should-retry": "false"})
 
 
 TRANSLATIONS: dict[type[Exception], type[ApiError]] = {

@@ -2,8 +2,10 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from django.db import transaction
 
@@ -18,6 +20,21 @@ from openai_api.prompts import owner_name
 logger = logging.getLogger("openai_api.request")
 
 Outcome = RequestLog.Outcome
+ABORTED = "request_aborted"
+
+
+class End(NamedTuple):
+    """How a request ended, for who draws it. Times are in seconds, `at` is `time.monotonic`."""
+
+    at: float
+    status: int | None
+    is_failed: bool
+    first_token_s: float | None  # since its arrival
+    between_tokens_s: float | None  # on average
+
+
+running: "dict[str, Record]" = {}  # what this process is at, by request
+ends: deque[End] = deque(maxlen=10_000)  # the latest, of every request; its reader empties it
 
 
 class Record:
@@ -36,9 +53,11 @@ class Record:
         self._started = time.monotonic()
         self._place: service.Place | None = None
         self._is_open = self._closed = False
+        self._aborted_by = ""
 
     async def open(self, key: ApiKey | None) -> None:
         self.row.key, self._is_open = key, True
+        running[self.id] = self
         try:
             await write(self._insert)
         except Exception:
@@ -55,13 +74,40 @@ class Record:
         self.row.model, self.row.stream = body["model"][:200], body["stream"]
 
     @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
     def elapsed_ms(self) -> int:
-        return round((time.monotonic() - self._started) * 1000)
+        return round(self.elapsed_s * 1000)
+
+    @property
+    def num_tokens(self) -> int:
+        """What has been generated so far."""
+        return sum(answer.usage.num_output_tokens for answer in self.answers)
+
+    @property
+    def between_tokens_s(self) -> float | None:
+        """How long its first answer takes, or took, for a token, once there is one."""
+        for answer in self.answers[:1]:
+            more = answer.usage.num_output_tokens - 1
+            if answer.first_token_at is not None and more > 0:
+                return (time.monotonic() - answer.first_token_at) / more
+        return None
 
     def abort_answers(self) -> None:
         """What was queued for a request that will not be answered."""
         for answer in self.answers:
             answer.abort()
+
+    def abort(self, who: str) -> bool:
+        """End it from outside, from any thread: its caller gets an error. False if it is over."""
+        answers = [answer for answer in self.answers if not answer.is_over]
+        if answers:
+            self._aborted_by = who
+        for answer in answers:
+            answer.cancel()
+        return bool(answers)
 
     def take_place(self, owner: int | None) -> None:
         """Make sure that there is room for it in the queue. Raises what the engine raises."""
@@ -112,19 +158,31 @@ class Record:
         lease, self.lease = self.lease, Lease()
         with settled(lease, used), transaction.atomic():
             self.row.save()
-            if self.row.key_id is not None:
-                usage.add(self.row.key_id, 1, used)
+            usage.add(self.row.key_id, 1, used)
         self._is_open = False
 
     def _take_over(self, outcome: str, status: int | None) -> bool:
         if self._closed:
             return False
         self._closed, row = True, self.row
-        row.duration_s = time.monotonic() - self._started
+        running.pop(self.id, None)
+        row.duration_s = self.elapsed_s
         if row.outcome == Outcome.RUNNING:
             row.outcome, row.status = outcome, status
+        if self._aborted_by:
+            row.outcome, row.error_code = Outcome.FAILED, ABORTED
+            row.error_message = f"Ended by {self._aborted_by}."
         if self.answers or self.lease.summaries:
             self._count_tokens(row)
+        ends.append(
+            End(
+                time.monotonic(),
+                row.status,
+                row.outcome == Outcome.FAILED,
+                row.time_to_first_token_s,
+                self.between_tokens_s,
+            )
+        )
         logger.info(
             "%s%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
             row.endpoint, f" by {row.key}" if row.key else "",
@@ -153,8 +211,6 @@ class Record:
 def charge(owner: int | None, answer: Answer, lease: Lease) -> None:
     """What a background response has used. Its request was counted long ago."""
     used = answer.usage
-    if owner is None:
-        return
     writing = write_until_done(usage.add, owner, 0, used)
     writing.add_done_callback(lambda _: _settle(lease, used))
 

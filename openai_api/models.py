@@ -96,9 +96,9 @@ class ApiKey(models.Model):
 
 
 class Usage(models.Model):
-    """What a key has used on a day of UTC: that on which its requests ended."""
+    """What a key, or all without one, used on a day of UTC: that on which its requests ended."""
 
-    key = models.ForeignKey(ApiKey, models.PROTECT, related_name="usage")
+    key = models.ForeignKey(ApiKey, models.PROTECT, null=True, related_name="usage")
     day = models.DateField(db_index=True)
     num_requests = models.PositiveBigIntegerField("requests", default=0)
     num_prompt_tokens = models.PositiveBigIntegerField("prompt tokens", default=0)
@@ -108,10 +108,15 @@ class Usage(models.Model):
     class Meta:
         ordering = ["-day", "key"]
         verbose_name_plural = "usage"
-        constraints = [models.UniqueConstraint(fields=["key", "day"], name="one_usage_per_day")]
+        constraints = [
+            models.UniqueConstraint(fields=["key", "day"], name="one_usage_per_day"),
+            models.UniqueConstraint(  # to a database, no two nobodies are the same
+                fields=["day"], condition=models.Q(key=None), name="one_usage_of_nobody_per_day"
+            ),
+        ]
 
     def __str__(self) -> str:
-        return f"{self.key} on {self.day}"
+        return f"{self.key or 'no key'} on {self.day}"
 
 
 def _owner(**options) -> models.ForeignKey:
@@ -323,6 +328,7 @@ class StoredChatCompletion(models.Model):
     # Before the large columns: SQLite would have to read through them to find it.
     metadata = models.JSONField(default=dict)
     messages = models.JSONField(help_text="The request's messages, each with an id.")
+    request = models.JSONField(default=dict, help_text="What else the request said.")
     completion = models.JSONField()
 
     class Meta:
@@ -380,6 +386,10 @@ class RequestLog(models.Model):
             models.Index(fields=["endpoint", "-created_at"]),
             models.Index(fields=["outcome", "-created_at"]),
             models.Index(fields=["model", "-created_at"]),
+        ]
+        permissions = [
+            ("abort_requestlog", "Can end running requests"),
+            ("replay_requestlog", "Can repeat stored requests"),
         ]
 
     def __str__(self) -> str:

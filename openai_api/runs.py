@@ -67,7 +67,7 @@ class Run:
         self._is_stored = row.request["store"]
         self._is_open = not row._state.adding
         self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
-        self.is_done = self._is_cancelled = self._is_put_off = False
+        self.is_done = self._is_put_off = False
         self.refusal: EngineOverloaded | None = None  # why nothing of it was generated
 
     @property
@@ -119,7 +119,6 @@ class Run:
 
     def cancel(self) -> None:
         """End it from outside, from any thread; readers get its last event."""
-        self._is_cancelled = True
         self.answer.cancel()
 
     def _final_after(self, exc: Exception) -> dict:
@@ -129,7 +128,7 @@ class Run:
             self.answer.abort()
             self._end([])
             raise exc
-        if self._is_cancelled:
+        if self.answer.is_cancelled:
             return CANCELLED
         if isinstance(exc, EngineOverloaded):
             self.refusal = exc
@@ -254,6 +253,11 @@ def running(response_id: str, owner: int | None = None) -> Run | None:
     """The run of this response, if this process is at it and it belongs to this key."""
     run = _running.get(response_id)
     return run if run is not None and run.row.key_id == owner else None
+
+
+def in_background() -> list[Run]:
+    """Those that no request waits for, whoever they belong to."""
+    return [run for run in list(_running.values()) if run.row.background]
 
 
 async def replay(response_id: str, after: int, owner: int | None = None) -> AsyncIterator[Event]:

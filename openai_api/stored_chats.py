@@ -13,6 +13,7 @@ from openai_api.errors import InvalidRequest, NotFound
 from openai_api.models import StoredChatCompletion
 from openai_api.paging import list_object, page_of, unknown_after
 
+ELSEWHERE = ("messages", "metadata", "model", "store", "stream", "stream_options", "request_id")
 HAS_PAIR = (
     "EXISTS (SELECT 1 FROM json_each(openai_api_storedchatcompletion.metadata)"
     " WHERE key = %s AND value = %s)"
@@ -20,17 +21,18 @@ HAS_PAIR = (
 HAS_PAIR_POSTGRESQL = HAS_PAIR.replace("json_each", "json_each_text")
 
 
-def save(completion: dict, messages: list[dict], metadata: dict, owner: int | None = None) -> None:
-    """Keep a finished completion. Raises InvalidRequest if there is one with its id."""
+def save(completion: dict, body: dict, owner: int | None = None) -> None:
+    """Keep what answers a body as it was sent. Raises InvalidRequest if there is one of its id."""
     row = StoredChatCompletion(
         id=completion["id"],
         key_id=owner,
         model=completion["model"],
-        metadata=metadata,
+        metadata=body.get("metadata") or {},
         messages=[
             stored_message(f"{completion['id']}-{index}", message)
-            for index, message in enumerate(messages)
+            for index, message in enumerate(body["messages"])
         ],
+        request={name: value for name, value in body.items() if name not in ELSEWHERE},
         completion=completion,
     )
     try:

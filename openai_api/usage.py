@@ -14,7 +14,7 @@ def today() -> date:
     return now().date()
 
 
-def add(key_id: int, num_requests: int, used: Used) -> None:
+def add(key_id: int | None, num_requests: int, used: Used) -> None:
     """One UPDATE; only a day's first request needs more."""
     row = {"key_id": key_id, "day": today()}
     if not _increase(row, num_requests, used):

@@ -132,6 +132,7 @@ def pages() -> list[str]:
     names = ("storedresponse", "requestlog", "apikey", "usage", "conversation")
     found += [f"/admin/openai_api/{name}/" for name in (*names, "storedchatcompletion")]
     found += [url_of(row) for row in rows]
+    found += [reverse("admin:live"), url_of(rows[0], "replay")]
     found += [f"/admin/openai_api/apikey/{ApiKey.objects.get().pk}/change/"]
     found += ["/admin/openai_api/apikey/add/", "/admin/auth/user/add/"]
     return [*found, f"/admin/auth/user/{User.objects.get().pk}/change/"]

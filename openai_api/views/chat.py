@@ -57,8 +57,7 @@ class ChatCompletionsView(GenerateView):
         self.record.row.response_id = chunks.head["id"]
 
         async def keep(completion: dict) -> None:
-            messages = self.request.data["messages"]
-            await write(stored_chats.save, completion, messages, body["metadata"], self.owner)
+            await write(stored_chats.save, completion, self.request.data, self.owner)
 
         if body["stream"]:
             return await self.stream(chunks.recorded(keep), data)

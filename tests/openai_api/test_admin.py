@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from openai_api import admin
+from openai_api import admin, admin_lists
 from openai_api.models import RequestLog, StoredResponse
 
 pytestmark = pytest.mark.django_db
@@ -332,7 +332,7 @@ class TestResponseList:
         assert links_in(html, RESPONSES) == [wanted.pk]
 
     def test_the_model_filter_keeps_a_value_that_is_not_recent(self, operator, monkeypatch):
-        monkeypatch.setattr(admin, "NUM_RECENT_ROWS", 1)
+        monkeypatch.setattr(admin_lists, "NUM_RECENT_ROWS", 1)
         make_response(model="old", created_at=now() - timedelta(days=1))
         make_response(model="new")
 

@@ -62,7 +62,7 @@ def make_chat(
         "completion_tokens_details": {"reasoning_tokens": 5},
     }
     completion = {"id": row_id, "model": model, "choices": choices, "usage": usage}
-    stored_chats.save(completion, list(messages), metadata or {})
+    stored_chats.save(completion, {"messages": list(messages), "metadata": metadata})
     return StoredChatCompletion.objects.get(pk=row_id)
 
 

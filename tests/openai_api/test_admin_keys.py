@@ -218,3 +218,49 @@ class TestWhereAKeyIsShown:
         )
         url = f"/admin/openai_api/storedresponse/{row.pk.replace('_', '_5F')}/change/"
         assert "<dt>API key</dt><dd>alpha</dd>" in page_of(operator, url)
+
+
+class TestUsageCharts:
+    @staticmethod
+    def use(name: str | None, day: date, num_requests: int, num_tokens: int) -> None:
+        key = None
+        if name is not None:
+            key = ApiKey.objects.filter(name=name).first() or make_key(name)[0]
+        Usage.objects.create(
+            key=key, day=day, num_requests=num_requests, num_prompt_tokens=num_tokens
+        )
+
+    def test_days_are_stacked_by_key(self, operator):
+        last = date(2026, 11, 30)
+        self.use("big", last, 2, 600)
+        self.use(None, last, 1, 400)
+        self.use("big", last - timedelta(days=29), 1, 50)
+        self.use("big", last - timedelta(days=30), 7, 7000)  # before the first day that is shown
+
+        html = page_of(operator, USAGE)
+
+        assert "2026-11-30: 1,000 tokens\nbig: 600\nno key: 400</title>" in html
+        assert "2026-11-01: 50 tokens" in html
+        assert "By key, 2026-11-01 to 2026-11-30" in html
+        assert "Tokens a day <b>1,050</b>" in html
+        assert "7,000" not in html
+        rects = re.findall(r'class="part-(\d)" x="[\d.]+" y="([\d.]+)" .*?height="([\d.]+)"', html)
+        assert ("0", "64.0", "96.0") in rects  # 600 of 1,000, in 160 units from below
+        assert ("1", "0.0", "64.0") in rects
+
+    def test_many_keys_share_a_colour(self, operator):
+        for i in range(8):
+            self.use(f"key{i}", date(2026, 11, 1), 1, 100 - i)
+        html = page_of(operator, USAGE)
+        assert "3 others" in html
+        assert "key4: 96\n3 others: 282" in html
+
+    def test_they_show_what_the_list_is_filtered_to(self, operator):
+        self.use("a", date(2026, 11, 1), 1, 10)
+        self.use("b", date(2026, 11, 1), 1, 2000)
+        key = ApiKey.objects.get(name="a")
+        html = page_of(operator, f"{USAGE}?key__id__exact={key.pk}")
+        assert "Tokens a day <b>10</b>" in html
+
+    def test_without_usage_there_is_none(self, operator):
+        assert "<figure>" not in page_of(operator, USAGE)

@@ -540,9 +540,11 @@ class TestUsage:
 
         await until(is_counted)
 
-    async def test_nobodys_is_not_written_down(self):
-        await chat(Caller())
-        assert await Usage.objects.acount() == 0
+    async def test_nobodys_is_written_down_in_one_row(self):
+        for _ in range(2):
+            await chat(Caller())
+        row = await Usage.objects.aget()
+        assert (row.key_id, row.num_requests, row.num_prompt_tokens) == (None, 2, 2 * PROMPT)
 
     async def test_one_update_for_a_request(self, alice, monkeypatch):
         statements, execute = [], CursorWrapper.execute

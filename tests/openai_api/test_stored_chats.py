@@ -44,7 +44,7 @@ def completion(completion_id: str, model: str = "m", text: str = "A table.") -> 
 
 async def save(completion_id: str, *, model: str = "m", messages=(USER,), metadata=None) -> None:
     stored = completion(completion_id, model)
-    await write(stored_chats.save, stored, list(messages), metadata or {})
+    await write(stored_chats.save, stored, {"messages": list(messages), "metadata": metadata})
 
 
 async def save_all(*completion_ids: str) -> None:
@@ -259,7 +259,7 @@ class TestList:
     @pytest.mark.parametrize("filters", [{}, {"model": "m"}], ids=["all", "model"])
     @pytest.mark.parametrize("order", ["asc", "desc"])
     def test_an_index_has_the_order(self, transactional_db, filters, order):
-        stored_chats.save(completion("a"), [USER], {})
+        stored_chats.save(completion("a"), {"messages": [USER]})
         with CaptureQueriesContext(connection) as queries:
             stored_chats.page({"order": order, "limit": 20, "after": "a"} | filters)
 
