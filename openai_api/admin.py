@@ -257,7 +257,7 @@ class RequestLogAdmin(LookingAdmin):
         "first_token",
         "duration",
         "speed",
-        "key",
+        "caller",
         "client",
         "response",
     )
@@ -277,7 +277,7 @@ class RequestLogAdmin(LookingAdmin):
         (None, {"fields": ("id", "created", "endpoint", "model", "stream", "response")}),
         ("End", {"fields": ("state", "status", "finish_reason", "error_code", "error_message")}),
         ("Usage", {"fields": ("prompt", "completion", "first_token", "duration", "speed")}),
-        ("Caller", {"fields": ("key", "client", "user_agent")}),
+        ("Caller", {"fields": ("key", "user", "client", "user_agent")}),
     )
 
     def has_delete_permission(self, request, obj=None):
@@ -293,6 +293,10 @@ class RequestLogAdmin(LookingAdmin):
                 is_chat=Exists(StoredChatCompletion.objects.filter(**same_id)),
             )
         )
+
+    @admin.display(description="key", ordering="key")
+    def caller(self, row) -> str:
+        return str(row.key) if row.key else row.user
 
     @admin.display(description="outcome")
     def state(self, row) -> str:
