@@ -26,7 +26,7 @@ class StaffSession(SessionAuthentication):
 
 class MayUsePlayground(BasePermission):
     def has_permission(self, request, view) -> bool:
-        return may_use_playground(request.user)
+        return request.user is not None and may_use_playground(request.user)
 
 
 def load_user(request) -> None:

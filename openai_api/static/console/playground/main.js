@@ -44,7 +44,11 @@ const page = {
 
   /** What the settings say; what is left empty is the model's own default, and not sent. */
   settings() {
-    if (!settings.reportValidity()) throw new Error("The settings are not complete, or not right.");
+    if (!settings.checkValidity()) {
+      settings.firstElementChild.open = true;
+      settings.reportValidity();
+      throw new Error("The settings are not complete, or not right.");
+    }
     const given = { model: byId("model").value };
     if (byId("system").value.trim()) given.system = byId("system").value;
     for (const name of NUMBERS) if (byId(name).value !== "") given[name] = Number(byId(name).value);
@@ -215,7 +219,10 @@ async function loadModels() {
   byId("model").replaceChildren(...options);
 }
 
-if (window.matchMedia("(max-width: 767px)").matches) settings.querySelector("details").open = false;
+const narrow = window.matchMedia("(max-width: 767px)");
+const fold = () => (settings.firstElementChild.open = !narrow.matches);
+narrow.addEventListener("change", fold);
+fold();
 const [name, id] = location.hash.slice(1).split("/");
 if (id) byId("previous").value = id;
 choose(tabs.find((tab) => tab.getAttribute("aria-controls") === name) ?? tabs[0]);

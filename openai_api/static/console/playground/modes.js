@@ -76,9 +76,9 @@ function facts(watch, { end, usage, request, response }) {
   const speed = watch.tokensPerSecond(completion);
   return [
     ["first token", first === undefined ? "" : `${first < 100 ? first.toFixed(1) : first.toFixed(0)} ms`],
-    ["speed", speed && `${speed < 100 ? speed.toFixed(1) : speed.toFixed(0)} tokens/s`],
-    ["prompt", usage && `${prompt} tokens${cached ? `, ${cached} cached` : ""}`],
-    ["answer", usage && `${completion} tokens${thought ? `, ${thought} of thought` : ""}`],
+    ["speed", speed && `${speed < 100 ? speed.toFixed(1) : speed.toFixed(0)} tok/s`],
+    ["prompt", usage && `${prompt} tokens${cached ? ` (${cached} cached)` : ""}`],
+    ["answer", usage && `${completion} tokens${thought ? ` (${thought} thought)` : ""}`],
     ["end", end],
     ["response", response],
     ["request", request],
