@@ -17,7 +17,11 @@ from openai_api.views.responses import ResponsesView
 from openai_api.views.unknown import UnknownView
 
 ID = "ID"  # stands for a row's in the addresses that the page is told
-SESSION = {"authentication_classes": [StaffSession], "permission_classes": [MayUsePlayground]}
+SESSION = {
+    "authentication_classes": [StaffSession],
+    "permission_classes": [MayUsePlayground],
+    "schema": None,  # the API's description is of /v1
+}
 READ, ASK = SESSION | {"http_method_names": ["get"]}, SESSION | {"http_method_names": ["post"]}
 
 
