@@ -16,6 +16,7 @@ from nanollmserve_site.guard import Application, Message, Receive, Send
 from openai_api.protocol.sse import Pinging
 
 API = {"v1", "health", "metrics", "tokenize", "detokenize"}
+PLAYGROUND = "/playground/v1/"  # the same views; they look at the session themselves
 
 
 class ApiHandler(ASGIHandler):
@@ -103,9 +104,9 @@ def http_application() -> Application:
     api, browser = ApiHandler(), StaticFiles(ASGIHandler())
 
     async def route(scope: Message, receive: Receive, send: Send) -> None:
-        first_part = scope["path"].split("/", 2)[1:2]
-        handler = api if API.intersection(first_part) else browser
-        await handler(scope, receive, send)
+        asked = scope["path"]
+        is_api = API.intersection(asked.split("/", 2)[1:2]) or asked.startswith(PLAYGROUND)
+        await (api if is_api else browser)(scope, receive, send)
 
     return route
 

@@ -1,11 +1,13 @@
-"""All paths: the API's, and the admin."""
+"""All paths: the API's, the console's and the admin's."""
 
 from django.contrib import admin
 from django.urls import include, path
-from django.views.generic import RedirectView
+
+from openai_api.console import playground
 
 urlpatterns = [
-    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("", playground.home),
+    path("playground/", include(playground)),
     path("admin/", admin.site.urls),
     path("", include("openai_api.urls")),
 ]

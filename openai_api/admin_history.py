@@ -91,7 +91,7 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
         "created",
         "end",
         "endpoint",
-        "key",
+        "caller",
         "prompt",
         "completion",
         "first_token",
@@ -119,7 +119,7 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
         (None, {"fields": ("id", "created", "endpoint", "model", "stream", "response")}),
         ("End", {"fields": ("state", "status", "finish_reason", "error_code", "error_message")}),
         ("Usage", {"fields": ("prompt", "completion", "first_token", "duration", "speed")}),
-        ("Caller", {"fields": ("key", "client", "user_agent")}),
+        ("Caller", {"fields": ("key", "user", "client", "user_agent")}),
     )
     change_list_template = "console/export_list.html"
     change_form_template = "console/request.html"
@@ -140,6 +140,10 @@ class RequestLogAdmin(ExportMixin, LookingAdmin):
                 is_chat=Exists(StoredChatCompletion.objects.filter(**same_id)),
             )
         )
+
+    @admin.display(description="key", ordering="key")
+    def caller(self, row) -> str:
+        return str(row.key) if row.key else row.user
 
     @admin.display(description="outcome")
     def state(self, row) -> str:

@@ -185,7 +185,7 @@ class Record:
         )
         logger.info(
             "%s%s %s %s in %.3f s, %s prompt + %s completion tokens%s",
-            row.endpoint, f" by {row.key}" if row.key else "",
+            row.endpoint, f" by {row.key or row.user}" if row.key or row.user else "",
             row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",

@@ -359,6 +359,9 @@ class RequestLog(models.Model):
 
     id = models.CharField(primary_key=True, max_length=64, default=new_request_id, editable=False)
     key = _owner()
+    user = models.CharField(
+        max_length=150, blank=True, help_text="Who asked from the playground, without a key."
+    )
     created_at = models.DateTimeField(default=now, editable=False, db_index=True)
     endpoint = models.CharField(max_length=80, help_text="Method and route.")
     model = models.CharField(max_length=200, blank=True)
@@ -390,6 +393,7 @@ class RequestLog(models.Model):
         permissions = [
             ("abort_requestlog", "Can end running requests"),
             ("replay_requestlog", "Can repeat stored requests"),
+            ("use_playground", "Can use the playground"),
         ]
 
     def __str__(self) -> str:

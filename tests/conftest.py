@@ -35,6 +35,15 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One daphne on the demo model for all tests that only talk to it."""
+    from tests.helpers import live_server  # which needs Django's apps
+
+    with live_server(tmp_path_factory.mktemp("live")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def django_db_setup(django_db_setup):
     """PostgreSQL does not drop a database to which somebody is still connected."""
     yield

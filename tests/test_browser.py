@@ -128,7 +128,7 @@ def pages() -> list[str]:
     """Every list, form and detail of the admin."""
     rows = [make_response(), make_request()]
     ApiKey.objects.create(name="bob", prefix="sk-12345", digest="x", suffix="abcd")
-    found = [reverse("admin:index"), reverse("admin:password_change")]
+    found = [reverse("admin:index"), reverse("admin:password_change"), reverse("playground")]
     names = ("storedresponse", "requestlog", "apikey", "usage", "conversation")
     found += [f"/admin/openai_api/{name}/" for name in (*names, "storedchatcompletion")]
     found += [url_of(row) for row in rows]

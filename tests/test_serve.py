@@ -422,7 +422,7 @@ async def test_an_unknown_host_is_refused_everywhere(path: str) -> None:
 
 async def test_the_admin_has_its_middleware_and_its_style() -> None:
     status, headers, _ = await fetch("/")
-    assert (status, headers["Location"]) == (302, "/admin/")
+    assert (status, headers["Location"]) == (302, "/playground/")
     assert headers["X-Frame-Options"] == "DENY"
 
     status, headers, _ = await fetch("/static/admin/css/base.css")

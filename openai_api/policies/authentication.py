@@ -8,6 +8,9 @@ from openai_api import keys
 class KeyAuthentication(BaseAuthentication):
     """`request.auth` is the key, or None where there are no keys."""
 
+    async def prepare(self, request) -> None:
+        await keys.refresh()
+
     def authenticate(self, request):
         key = keys.identify(request.headers)
         return None if key is None else (None, key)

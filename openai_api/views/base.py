@@ -8,7 +8,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference.service import EngineClient, get_engine
-from openai_api import keys, limits
+from openai_api import limits
 from openai_api.errors import BodyTooLarge, as_api_error, error_body
 from openai_api.history import Outcome, Record
 from openai_api.models import ApiKey
@@ -31,7 +31,8 @@ class AsyncAPIView(APIView):
         self.request = request = self.initialize_request(request, *args, **kwargs)
         self.record = new_record(request)
         try:
-            await keys.refresh()  # DRF's authentication is synchronous
+            for authenticator in request.authenticators:  # DRF's authentication is synchronous
+                await authenticator.prepare(request)
             self.initial(request, *args, **kwargs)
             await self.record.open(self.key)  # strangers leave no row: they could fill the disk
             self._receive_body(request)
@@ -55,6 +56,7 @@ class AsyncAPIView(APIView):
     def perform_authentication(self, request) -> None:
         super().perform_authentication(request)
         self.key = request.auth
+        self.record.row.user = str(request.user or "")
 
     @property
     def engine(self) -> EngineClient:

@@ -93,7 +93,9 @@ class Daphne(Server):
 
 
 def tell(config: ServerConfig, has_keys: bool) -> None:
-    logger.info("listening on %s (/v1 /health /admin); the model is loading", url(config))
+    logger.info(
+        "listening on %s (/v1 /playground /admin /health); the model is loading", url(config)
+    )
     if not config.tls:
         logger.info(
             "plain HTTP: secure cookies and HSTS are off; set NANOLLM_TLS=true behind a TLS proxy"
