@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, field
@@ -30,6 +29,7 @@ from inference.text.detokenizer import Detokenizer, StopStrings
 from inference.text.output_parser import OutputParser, Piece
 from inference.text.syntax import calls_of, kept_token_ids, reasoning_of
 from openai_api.protocol.ids import new_id
+from openai_api.timing import Timing, counted
 from openai_api.tools import NO_TOOLS, ToolUse
 
 RETRY_S = 0.5
@@ -123,7 +123,7 @@ class Answer:
         self.stop_reason: str | int | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.sum_of_logprobs = 0.0
-        self.first_token_at: float | None = None
+        self.timing = Timing()
         self.is_over = False
         self._params, self._include_stop = choice.params, body["include_stop_str_in_output"]
         self._show_end = not chat  # text completions score their end token too
@@ -138,7 +138,7 @@ class Answer:
         self.replayed: list[Segment] = []
         self._take(Delta(list(generated)), self.replayed)
         self._engine, self._choice, self._body = engine, choice, body
-        self._may_go_on, self._is_cancelled = body.get("background", False), False
+        self._may_go_on, self.is_cancelled = body.get("background", False), False
         self._generation = engine.generate(self._request())
 
     def _request(self) -> Request:
@@ -180,6 +180,13 @@ class Answer:
         return self._params.max_tokens == 0
 
     @property
+    def max_tokens(self) -> int:
+        """How long it may become, if nothing ends it before."""
+        room = self.model.max_model_len - len(self.prompt_token_ids)
+        wanted = self._params.max_tokens
+        return room if wanted is None else min(wanted, room)
+
+    @property
     def num_complete_calls(self) -> int:
         return self._parser.num_complete_calls
 
@@ -197,9 +204,9 @@ class Answer:
         """The answer as it comes. Leaving early aborts the generation."""
         waiting: list[Segment] = []  # for `stream_interval` tokens to come together
         num_shown = 0
-        async with aclosing(self._deltas()) as deltas:
+        async with counted(self), aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                self.first_token_at = self.first_token_at or time.monotonic()
+                self.timing.take(delta)
                 self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
                 self.usage.num_cached_tokens = (
                     delta.num_cached_tokens or self.usage.num_cached_tokens
@@ -235,7 +242,7 @@ class Answer:
 
     async def _queue_again(self) -> None:
         """As soon as there is an engine."""
-        while not self._is_cancelled:
+        while not self.is_cancelled:
             try:
                 self._generation = self._engine.generate(self._request())
                 break
@@ -245,7 +252,7 @@ class Answer:
                 if self._engine.status.state not in ("loading", "ready"):
                     raise
                 await asyncio.sleep(RETRY_S)
-        if self._is_cancelled:
+        if self.is_cancelled:
             self._generation.abort()
             raise EngineFailed("The generation was cancelled.")
 
@@ -257,10 +264,11 @@ class Answer:
         """End an answer that nobody will iterate."""
         self.is_over = True
         self._generation.abort()
+        self.timing.end("abort", self)
 
     def cancel(self) -> None:
         """Make whoever iterates it fail, from any thread."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         self._generation.cancel()
 
     def _take(self, delta: Delta, segments: list[Segment]) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.db import transaction
 
 from inference import service
-from openai_api import keys, limits, usage
+from openai_api import keys, limits, metrics, usage
 from openai_api.answers import Answer, Usage, sum_of, total_usage
 from openai_api.database import FAILURES, write, write_until_done
 from openai_api.limits import Lease
@@ -18,6 +19,7 @@ from openai_api.prompts import owner_name
 logger = logging.getLogger("openai_api.request")
 
 Outcome = RequestLog.Outcome
+TURNED_AWAY = (401, 403, 429, 503)  # statuses of what was not even begun with
 
 
 class Record:
@@ -83,12 +85,18 @@ class Record:
         """These are what the request is answered with, and what it uses; they have been queued."""
         self.leave_place()
         self.answers = self.lease.answers = answers
+        for answer in answers:
+            answer.timing.arrived_at = self._started
+        for num_choices in Counter(answer.prompt_index for answer in answers).values():
+            metrics.params_n.observe(num_choices)
 
     def fail(self, status: int, error: dict) -> None:
         """Remember why it failed; the message is the one that the caller got."""
         self.row.outcome, self.row.status = Outcome.FAILED, status
         self.row.error_code = (error["code"] or error["type"])[:80]
         self.row.error_message = error["message"][:500]
+        if status in TURNED_AWAY:
+            metrics.rejected.labels(self.row.error_code).inc()
 
     async def close(self, outcome: str, status: int | None = None) -> None:
         if self._take_over(outcome, status):
@@ -124,6 +132,8 @@ class Record:
         row.duration_s = time.monotonic() - self._started
         if row.outcome == Outcome.RUNNING:
             row.outcome, row.status = outcome, status
+        if row.outcome == Outcome.CANCELLED:
+            metrics.disconnects.inc()
         if self.answers or self.summaries:
             self._count_tokens(row)
         logger.info(
@@ -132,6 +142,7 @@ class Record:
             row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
+            extra={"fields": facts_of(row)},
         )  # fmt: skip
         return self._is_open
 
@@ -140,10 +151,18 @@ class Record:
         row.num_prompt_tokens = total.num_prompt_tokens
         row.num_cached_tokens = total.num_cached_tokens
         row.num_completion_tokens = total.num_output_tokens
-        first = [a.first_token_at for a in self.answers if a.first_token_at is not None]
+        first = [a.timing.first_token_at for a in self.answers if a.timing.first_token_at]
         if first:
             row.time_to_first_token_s = min(first) - self._started
         row.finish_reason = (self.answers[0].finish_reason if self.answers else None) or ""
+
+
+def facts_of(row: RequestLog) -> dict:
+    """What structured logs have of a request, under the names of the history's columns."""
+    names = ("endpoint", "model", "stream", "status", "outcome", "duration_s",
+             "time_to_first_token_s", "num_prompt_tokens", "num_cached_tokens",
+             "num_completion_tokens", "finish_reason", "error_code", "client")  # fmt: skip
+    return {name: getattr(row, name) for name in names} | {"key": row.key and row.key.name}
 
 
 def used_by(answers: list[Answer], summaries: list[Answer]) -> Usage:
