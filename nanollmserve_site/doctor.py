@@ -186,7 +186,7 @@ def split(level: str, topic: str, error: Exception) -> Finding:
     text, mark, mend = str(error).partition(": ")
     if not mark:
         text, _, mend = str(error).partition(". ")
-    return Finding(level, topic, text, mend)
+    return Finding(level, topic, text, mend or f"Choose another with --{topic}.")
 
 
 def engine_process(address: Path) -> Findings:

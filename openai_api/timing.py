@@ -3,14 +3,21 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from inference.errors import EngineFailed
 from inference.request import Delta
 from openai_api import metrics
 
-if TYPE_CHECKING:
-    from openai_api.answers import Answer
+
+class Timed(Protocol):
+    """What an Answer says of itself; `usage` is one of its module's."""
+
+    timing: "Timing"
+    usage: Any
+    finish_reason: str | None
+    is_cancelled: bool
+    max_tokens: int
 
 
 class Timing:
@@ -33,7 +40,7 @@ class Timing:
             metrics.inter_token_latency_s.observe(gap_s, num_tokens)
         self._last_token_at = now
 
-    def end(self, reason: str, answer: "Answer") -> None:
+    def end(self, reason: str, answer: Timed) -> None:
         """Count the answer, once: the first reason is why it ended."""
         if self._is_counted:
             return
@@ -42,7 +49,7 @@ class Timing:
         if reason in ("stop", "length") and self.first_token_at is not None:
             self._observe(self.first_token_at, answer)
 
-    def _observe(self, first_token_at: float, answer: "Answer") -> None:
+    def _observe(self, first_token_at: float, answer: Timed) -> None:
         prefill_s = max(first_token_at - self.queued_at - self._queue_s, 0.0)
         decode_s, num_tokens = self._last_token_at - first_token_at, answer.usage.num_output_tokens
         metrics.e2e_s.observe(self._last_token_at - self.arrived_at)
@@ -58,7 +65,7 @@ class Timing:
 
 
 @asynccontextmanager
-async def counted(answer: "Answer") -> AsyncIterator[None]:
+async def counted(answer: Timed) -> AsyncIterator[None]:
     """Around the reading of an answer: whoever leaves before its end has aborted it."""
     reason = "abort"
     try:

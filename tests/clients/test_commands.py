@@ -40,7 +40,7 @@ def test_selftest_shows_what_failed(server, capsys):
     assert any(
         re.match(r"FAILED .* POST /v1/chat/completions .* 404 .*gpt-x", line) for line in lines
     )
-    assert any(re.match(r"FAILED .* \{response\} .* needs 'response'", line) for line in lines)
+    assert any(re.match(r"FAILED .*/\{response\} .*needs 'response'", line) for line in lines)
     assert any(line.startswith("ok ") and "GET /health " in line for line in lines)
 
 
