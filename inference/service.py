@@ -195,7 +195,7 @@ def make_core(
     say("warming up")
     model_runner.warmup()
     say("warmed up")
-    info = _model_info(config, loaded, limits, model_runner.num_blocks - 1)
+    info = replace(_model_info(config, loaded, limits), num_blocks=model_runner.num_blocks - 1)
     return EngineCore(model_runner, limits, info.fingerprint.encode()), info
 
 
@@ -226,9 +226,7 @@ def _limits(
     )
 
 
-def _model_info(
-    config: EngineConfig, loaded: "LoadedModel", limits: EngineLimits, num_blocks: int
-) -> ModelInfo:
+def _model_info(config: EngineConfig, loaded: "LoadedModel", limits: EngineLimits) -> ModelInfo:
     facts = f"{config.model}|{config.revision}|{loaded.dtype}|{loaded.device.type}"
     facts += f"|{config.quantization}" if config.quantization else ""
     is_demo = config.model == str(DEMO_MODEL_PATH)
@@ -244,5 +242,4 @@ def _model_info(
         fingerprint="fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10],
         created=int(time.time()),
         block_size=config.block_size,
-        num_blocks=num_blocks,
     )
