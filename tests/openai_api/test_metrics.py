@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 
 import httpx2
 import openai
@@ -22,7 +23,9 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 @pytest.fixture
 def engine():
     answers = {"fail": FAILURE, "long": 2000 * "x"}
-    engine = scripted_engine(lambda prompt: answers.get(prompt, "abcdefgh"))
+    engine = scripted_engine(
+        lambda prompt: answers.get(prompt, "abcdefgh"), before_step=lambda: time.sleep(0.005)
+    )
     service.install(engine)
     yield engine
     service.install(None)
