@@ -108,7 +108,8 @@ class Delta:
 
     `logprobs` is parallel to `token_ids`, or empty. `stop_token_id` is the id that ended the
     sequence, if one did; it is the last of `token_ids`. `prompt_logprobs` comes once, with the
-    first token; its first entry is None.
+    first token; its first entry is None. `queue_time_s` is how long the sequence has waited for its
+    first step.
     """
 
     token_ids: list[int]
@@ -117,6 +118,7 @@ class Delta:
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    queue_time_s: float = 0.0
 
     def extend(self, later: "Delta") -> None:
         """Take over what a later step added."""
@@ -143,3 +145,5 @@ class ModelInfo:
     reasoning_parser: str = "auto"
     fingerprint: str
     created: int
+    block_size: int = 0
+    num_blocks: int = 0  # of the KV cache

@@ -147,8 +147,9 @@ def reloadable(config: EngineConfig) -> Load:
         nonlocal loaded, config
         from inference.model import loader, runner  # torch and transformers: seconds of import
 
-        loaded = loaded or loader.load_model(config, logged(report))
-        core, info = make_core(loaded, config, logged(report))
+        say = logged(report)
+        loaded = loaded or loader.load_model(config, say)
+        core, info = make_core(loaded, config, say)
         # What is free now says nothing: the last cache may not have gone yet
         num_bytes = core.pool.num_blocks * runner.block_bytes(loaded, config)
         config = replace(config, kv_cache_memory=num_bytes)
@@ -169,9 +170,11 @@ def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelIn
 
 
 def logged(report: Report) -> Report:
+    began = time.monotonic()
+
     def say(stage: str) -> None:
         report(stage)
-        logger.info("%s", stage)
+        logger.info("%4.1f s: %s", time.monotonic() - began, stage)
 
     return say
 
@@ -190,10 +193,9 @@ def make_core(
         f"{num_tokens / limits.max_model_len:.1f} x {limits.max_model_len:,} tokens at once"
     )
     say("warming up")
-    started = time.monotonic()
     model_runner.warmup()
-    logger.info("warm-up took %.1f s", time.monotonic() - started)
-    info = _model_info(config, loaded, limits)
+    say("warmed up")
+    info = replace(_model_info(config, loaded, limits), num_blocks=model_runner.num_blocks - 1)
     return EngineCore(model_runner, limits, info.fingerprint.encode()), info
 
 
@@ -239,4 +241,5 @@ def _model_info(config: EngineConfig, loaded: "LoadedModel", limits: EngineLimit
         reasoning_parser=config.reasoning_parser,
         fingerprint="fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10],
         created=int(time.time()),
+        block_size=config.block_size,
     )

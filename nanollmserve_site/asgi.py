@@ -35,6 +35,7 @@ from nanollmserve_site.guard import Message, Receive, Send, guard
 from nanollmserve_site.handlers import http_application, websocket_application
 from nanollmserve_site.loop_watch import LoopWatch
 from nanollmserve_site.request_id import with_request_id
+from nanollmserve_site.stats_log import StatsLog
 from openai_api import background, keys
 from openai_api.console.samples import sampler
 
@@ -77,7 +78,9 @@ except ImproperlyConfigured as error:
     sys.stderr.write(f"Error: {error}\n")
     os._exit(1)  # within `serve`, an exception would be logged and nothing more
 get_resolver().url_patterns  # noqa: B018 - imported now, and not while the first request waits
-sampler.begin(service.start(on_failure=leave))
+engine = service.start(on_failure=leave)
+sampler.begin(engine)
+StatsLog(engine).start()
 if is_alone:
     background.start()
 atexit.register(service.close)

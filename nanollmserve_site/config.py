@@ -54,3 +54,6 @@ class ServerConfig:
     log_level: str = setting(
         "INFO", "Least level of log lines shown.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
+    log_format: str = setting(
+        "text", "How log lines are written: text, or a JSON object each.", choices=("text", "json")
+    )

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from inference import service
 from nanollmserve_site import request_id
 from nanollmserve_site.guard import Application, Message, Receive, Send, error_messages
-from openai_api import background, consumers
+from openai_api import background, consumers, metrics
 
 logger = logging.getLogger("nanollmserve")
 
@@ -115,5 +115,6 @@ async def refuse(scope: Message, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})  # else the client would see a 403
         await send({"type": "websocket.close", "code": SERVICE_RESTART})
     else:
+        metrics.rejected.labels("server_is_overloaded").inc()
         for message in REFUSAL:
             await send(message)

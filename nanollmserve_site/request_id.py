@@ -4,6 +4,7 @@ import logging
 from contextvars import ContextVar
 
 from nanollmserve_site.guard import Application, Message, Receive, Send
+from openai_api import metrics
 from openai_api.protocol.ids import new_request_id
 
 VISIBLE = {code: repr(chr(code))[1:-1] for code in [*range(32), *range(127, 160)]}
@@ -18,6 +19,7 @@ def with_request_id(app: Application) -> Application:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                metrics.http_responses.labels(message["status"]).inc()
                 message = message | {"headers": [*message["headers"], header]}
             await send(message)
 
@@ -27,13 +29,13 @@ def with_request_id(app: Application) -> Application:
 
 
 class AddRequestId(logging.Filter):
-    """Gives log records a `request` to print: the id in brackets, or nothing outside of one.
+    """Gives log records a `request_id`, and a `request` to print: the id in brackets, or nothing.
 
     Control characters become visible: a caller's text must not look like a line of its own.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = record.getMessage().translate(VISIBLE), ()
-        request_id = current.get()
+        record.request_id = request_id = current.get()
         record.request = f" [{request_id}]" if request_id else ""
         return True

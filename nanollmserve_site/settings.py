@@ -140,12 +140,13 @@ LOGGING = {
         "line": {
             "format": "%(asctime)s %(levelname)-7s %(name)s%(request)s: %(message)s",
             "datefmt": "%Y-%m-%d %H:%M:%S",
-        }
+        },
+        "json": {"()": "nanollmserve_site.log_format.JsonFormatter"},
     },
     "handlers": {
         "console": {
             "class": "logging.StreamHandler",
-            "formatter": "line",
+            "formatter": "json" if SERVER.log_format == "json" else "line",
             "filters": ["request"],
         }
     },

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, field
@@ -10,12 +9,7 @@ from typing import NamedTuple
 
 from django.conf import settings
 
-from inference.errors import (
-    EngineFailed,
-    EngineLost,
-    EngineNotReady,
-    ShuttingDown,
-)
+from inference.errors import EngineFailed, EngineLost, EngineNotReady, ShuttingDown
 from inference.request import (
     Constraint,
     Delta,
@@ -31,6 +25,7 @@ from inference.text.output_parser import OutputParser, Piece
 from inference.text.syntax import calls_of, kept_token_ids, reasoning_of
 from openai_api.errors import Aborted
 from openai_api.protocol.ids import new_id
+from openai_api.timing import Timing, counted
 from openai_api.tools import NO_TOOLS, ToolUse
 
 RETRY_S = 0.5
@@ -128,7 +123,7 @@ class Answer:
         self.stop_reason: str | int | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.sum_of_logprobs = 0.0
-        self.first_token_at: float | None = None
+        self.timing = Timing()
         self.is_over = False
         self._params, self._include_stop = choice.params, body["include_stop_str_in_output"]
         self._show_end = not chat  # text completions score their end token too
@@ -185,6 +180,13 @@ class Answer:
         return self._params.max_tokens == 0
 
     @property
+    def max_tokens(self) -> int:
+        """How long it may become, if nothing ends it before."""
+        room = self.model.max_model_len - len(self.prompt_token_ids)
+        wanted = self._params.max_tokens
+        return room if wanted is None else min(wanted, room)
+
+    @property
     def num_complete_calls(self) -> int:
         return self._parser.num_complete_calls
 
@@ -202,9 +204,9 @@ class Answer:
         """The answer as it comes. Leaving early aborts the generation."""
         waiting: list[Segment] = []  # for `stream_interval` tokens to come together
         num_shown = 0
-        async with aclosing(self._deltas()) as deltas:
+        async with counted(self), aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                self.first_token_at = self.first_token_at or time.monotonic()
+                self.timing.take(delta)
                 self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
                 self.usage.num_cached_tokens = (
                     delta.num_cached_tokens or self.usage.num_cached_tokens
@@ -269,6 +271,7 @@ class Answer:
         """End an answer that nobody will iterate."""
         self.is_over = True
         self._generation.abort()
+        self.timing.end("abort", self)
 
     def cancel(self) -> None:
         """Make whoever iterates it fail, from any thread."""
@@ -356,43 +359,3 @@ def timeouts() -> dict[str, float]:
         "queue_timeout_s": api.queue_timeout_s or math.inf,
         "timeout_s": api.total_timeout_s or math.inf,
     }
-
-
-async def interleave(answers: list[Answer]) -> AsyncIterator[tuple[int, Segment | None]]:
-    """(index, segment) of several answers as they come; None once each has ended."""
-    streams = [answer.segments() for answer in answers]
-    waiting = {asyncio.ensure_future(anext(s, None)): i for i, s in enumerate(streams)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: waiting[task]):
-                index = waiting.pop(task)
-                segment = task.result()
-                yield index, segment
-                if segment is not None:
-                    waiting[asyncio.ensure_future(anext(streams[index], None))] = index
-    finally:
-        await _abandon(waiting, streams, answers)
-
-
-async def _abandon(waiting: dict, streams: list, answers: list[Answer]) -> None:
-    for answer in answers:
-        answer.abort()
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    for stream in streams:
-        await stream.aclose()
-
-
-async def follow(answers: list[Answer]) -> AsyncIterator[tuple[int, Segment | None]]:
-    """`interleave`, without its tasks when there is only one answer."""
-    if len(answers) > 1:
-        async with aclosing(interleave(answers)) as segments:
-            async for entry in segments:
-                yield entry
-        return
-    async with aclosing(answers[0].segments()) as segments:
-        async for segment in segments:
-            yield 0, segment
-    yield 0, None

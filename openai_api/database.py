@@ -16,6 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
+from prometheus_client import Histogram
+
+from openai_api import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ RETRY_S = 1.0
 
 _readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database-read")
 _writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database-write")
+metrics.num_waiting_writes.set_function(_writer._work_queue.qsize)
 _gave_up_at = 0.0
 
 
@@ -80,7 +84,8 @@ def write_until_done(function: Callable[..., object], *args) -> Future[None]:
 
 
 def _submit(executor: ThreadPoolExecutor, function: Callable[..., T], *args) -> Future[T]:
-    return executor.submit(_run, time.monotonic(), function, *args)
+    observed = metrics.database_s.labels("write" if executor is _writer else "read")
+    return executor.submit(_run, observed, time.monotonic(), function, *args)
 
 
 async def _wait(submitted: Future[T]) -> T:
@@ -92,7 +97,7 @@ async def _wait(submitted: Future[T]) -> T:
         raise
 
 
-def _run(asked_at: float, function: Callable[..., T], *args) -> T:
+def _run(observed: Histogram, asked_at: float, function: Callable[..., T], *args) -> T:
     """Raises OperationalError also for what stood in the queue while another one waited in vain.
 
     Were each to wait in turn, the last of a hundred would learn of it after minutes.
@@ -110,6 +115,7 @@ def _run(asked_at: float, function: Callable[..., T], *args) -> T:
             _gave_up_at = time.monotonic()
         raise
     finally:
+        observed.observe(time.monotonic() - began)
         if getattr(connection, "pool", None):
             connection.close()
 

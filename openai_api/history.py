@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.db import transaction
 
 from inference import service
-from openai_api import keys, limits, usage
+from openai_api import keys, limits, metrics, usage
 from openai_api.answers import Answer, Usage, sum_of, total_usage
 from openai_api.database import FAILURES, write, write_until_done
 from openai_api.limits import Lease
@@ -21,6 +21,7 @@ logger = logging.getLogger("openai_api.request")
 
 Outcome = RequestLog.Outcome
 ABORTED = "request_aborted"
+TURNED_AWAY = (401, 403, 429, 503)  # statuses of what was not even begun with
 
 
 class End(NamedTuple):
@@ -91,8 +92,8 @@ class Record:
         """How long its first answer takes, or took, for a token, once there is one."""
         for answer in self.answers[:1]:
             more = answer.usage.num_output_tokens - 1
-            if answer.first_token_at is not None and more > 0:
-                return (time.monotonic() - answer.first_token_at) / more
+            if answer.timing.first_token_at is not None and more > 0:
+                return (time.monotonic() - answer.timing.first_token_at) / more
         return None
 
     def abort_answers(self) -> None:
@@ -128,12 +129,18 @@ class Record:
         """These are what the request is answered with, and what it uses; they have been queued."""
         self.leave_place()
         self.answers = self.lease.answers = answers
+        for answer in answers:
+            answer.timing.arrived_at = self._started
+        for num_choices in Counter(answer.prompt_index for answer in answers).values():
+            metrics.params_n.observe(num_choices)
 
     def fail(self, status: int, error: dict) -> None:
         """Remember why it failed; the message is the one that the caller got."""
         self.row.outcome, self.row.status = Outcome.FAILED, status
         self.row.error_code = (error["code"] or error["type"])[:80]
         self.row.error_message = error["message"][:500]
+        if status in TURNED_AWAY:
+            metrics.rejected.labels(self.row.error_code).inc()
 
     async def close(self, outcome: str, status: int | None = None) -> None:
         if self._take_over(outcome, status):
@@ -172,6 +179,8 @@ class Record:
         if self._aborted_by:
             row.outcome, row.error_code = Outcome.FAILED, ABORTED
             row.error_message = f"Ended by {self._aborted_by}."
+        if row.outcome == Outcome.CANCELLED:
+            metrics.disconnects.inc()
         if self.answers or self.lease.summaries:
             self._count_tokens(row)
         ends.append(
@@ -189,6 +198,7 @@ class Record:
             row.status or "-", row.outcome, row.duration_s,
             row.num_prompt_tokens or 0, row.num_completion_tokens or 0,
             f": {row.error_code} {row.error_message}" if row.error_code else "",
+            extra={"fields": facts_of(row)},
         )  # fmt: skip
         return self._is_open
 
@@ -198,7 +208,7 @@ class Record:
         row.num_cached_tokens = total.num_cached_tokens
         row.num_completion_tokens = total.num_output_tokens
         answers = self.answers or self.lease.summaries
-        first = [a.first_token_at for a in answers if a.first_token_at is not None]
+        first = [a.timing.first_token_at for a in answers if a.timing.first_token_at is not None]
         if first:
             row.time_to_first_token_s = min(first) - self._started
         row.finish_reason = answers[0].finish_reason or ""
@@ -206,6 +216,14 @@ class Record:
     def _used(self) -> Usage:
         summaries = (summary.usage for summary in self.lease.summaries)
         return sum_of([total_usage(self.answers), *summaries])
+
+
+def facts_of(row: RequestLog) -> dict:
+    """What structured logs have of a request, under the names of the history's columns."""
+    names = ("endpoint", "model", "stream", "status", "outcome", "duration_s",
+             "time_to_first_token_s", "num_prompt_tokens", "num_cached_tokens",
+             "num_completion_tokens", "finish_reason", "error_code", "client")  # fmt: skip
+    return {name: getattr(row, name) for name in names} | {"key": row.key and row.key.name}
 
 
 def charge(owner: int | None, answer: Answer, lease: Lease) -> None:

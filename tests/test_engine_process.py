@@ -59,6 +59,20 @@ def start_engine(tmp_path: Path, address: Path):
     return running([*MANAGE, "engine", "--engine-address", str(address)], tmp_path, **SMALL)
 
 
+def answered(client: openai.OpenAI, url: str) -> str:
+    """An answer, which /metrics knows of: what the engine has counted, and how long it took."""
+    answer = client.chat.completions.create(**CHAT).choices[0].message.content
+    text = httpx2.get(f"{url}/metrics").text
+    labels = '{engine="0",model_name="nanollmserve-demo"}'
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    assert float(found[f"vllm:generation_tokens_total{labels}"]) > 1
+    assert float(found[f"vllm:iteration_tokens_total_count{labels}"]) > 1
+    assert 0 < float(found[f"vllm:request_queue_time_seconds_sum{labels}"]) < 5
+    assert float(found[f"vllm:request_prefill_time_seconds_sum{labels}"]) > 0
+    assert 'num_gpu_blocks="' in text
+    return answer
+
+
 @needs_demo_model
 def test_a_server_outlives_its_engine(
     tmp_path: Path, address: Path, transactional_db: None
@@ -76,7 +90,7 @@ def test_a_server_outlives_its_engine(
         with start_engine(tmp_path, address) as first:
             server.wait_for(f"{url}/health/ready")
             assert address.stat().st_mode & 0o777 == 0o600
-            answer = client.chat.completions.create(**CHAT).choices[0].message.content
+            answer = answered(client, url)
             spoken, begun = (client.responses.create(**SPEECH, background=b) for b in (False, True))
             with pytest.raises(openai.APIError):
                 kill_in_the_middle(first, client)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from inference.engine.core import EngineStats, Output
+from inference.engine.core import Output
 from inference.errors import (
     EngineError,
     EngineFailed,
@@ -18,6 +18,7 @@ from inference.errors import (
     PromptTooLong,
     ShuttingDown,
 )
+from inference.metrics import EngineStats
 from inference.request import Delta, ModelInfo, Request
 
 OnArrival = Callable[["Generation"], None]

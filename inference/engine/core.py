@@ -1,6 +1,7 @@
 """The engine: everything between a request and its tokens, in one thread."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
@@ -14,6 +15,7 @@ from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
 from inference.errors import EngineError, EngineFailed, QueueTimeout
+from inference.metrics import STEP_SIZES, EngineStats
 from inference.model import sampler
 from inference.model.inputs import ModelInputs
 from inference.request import Delta, FinishReason, Request, TokenLogprob
@@ -55,24 +57,6 @@ class UnderWay(NamedTuple):
     sampling: sampler.Sampling | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """A snapshot of the engine's work. The counters only grow, but for those of a new core."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_cache_usage: float = 0.0
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_preemptions: int = 0
-    num_queried_tokens: int = 0
-    num_hit_tokens: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_restarts: int = 0
-
-
 class EngineCore:
     """Scheduler, model and sampler. Not thread-safe: one thread calls everything."""
 
@@ -92,7 +76,8 @@ class EngineCore:
         self._outputs: list[Output] = []  # not handed on yet
         self._under_way = UnderWay(Batch(), None)
         self.num_restarts = 0  # of the engine, before this core
-        self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self._num_generated_tokens = self._num_computed_tokens = 0
+        self._steps_by_size = [0] * (len(STEP_SIZES) + 1)
 
     def add(self, request: Request) -> None:
         """Queue a request. Its prompt is shorter than the context: the client checks that."""
@@ -109,7 +94,6 @@ class EngineCore:
             self._outputs.append((request.request_id, failure(exc)))
             return
         self._seqs[request.request_id] = seq
-        self._num_prompt_tokens += seq.num_prompt_tokens
         self.scheduler.add(seq)
 
     def abort(self, request_id: str) -> None:
@@ -150,15 +134,17 @@ class EngineCore:
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             kv_cache_usage=self.pool.usage,
-            num_steps=self._num_steps,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_steps=sum(self._steps_by_size),
+            num_prompt_tokens=scheduler.num_queried_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            num_computed_tokens=self._num_computed_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_queried_tokens=scheduler.num_queried_tokens,
             num_hit_tokens=scheduler.num_hit_tokens,
             num_draft_tokens=scheduler.proposer.num_draft_tokens,
             num_accepted_tokens=scheduler.proposer.num_accepted_tokens,
             num_restarts=self.num_restarts,
+            steps_by_size=tuple(self._steps_by_size),
         )
 
     def _refuse_late(self) -> None:
@@ -213,7 +199,9 @@ class EngineCore:
             rows = [n for n, i in enumerate(batch.sampled) if batch.seqs[i] in kept.seqs]
             logits = sampler.take(logits, rows)
         self._under_way = UnderWay(kept, sampler.sample(logits, kept.rows()))
-        self._num_steps += 1
+        num_tokens = sum(batch.counts)
+        self._num_computed_tokens += num_tokens
+        self._steps_by_size[bisect_left(STEP_SIZES, num_tokens)] += 1
         for seq, count, draft in zip(kept.seqs, kept.counts, kept.drafts, strict=True):
             self.scheduler.advance(seq, count - len(draft))
         for index in kept.sampled:

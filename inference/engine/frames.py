@@ -33,7 +33,7 @@ from inference.request import (
     TokenLogprob,
 )
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 64 * 2**20
 _LENGTH = struct.Struct(">I")
 _ERRORS = {
@@ -137,14 +137,15 @@ def output_of(request_id: str, *values: Any) -> Output:
     if len(values) == 2:
         name, arguments = values
         return request_id, _ERRORS.get(name, EngineFailed)(*arguments)
-    token_ids, logprobs, reason, stop_token_id, num_cached_tokens, prompt_logprobs = values
+    token_ids, logprobs, reason, stop_token_id, num_cached_tokens, scores, queue_time_s = values
     return request_id, Delta(
         list(token_ids),
         [_logprob(*entry) for entry in logprobs],
         FinishReason(reason) if reason else None,
         stop_token_id,
         num_cached_tokens,
-        prompt_logprobs and [entry and _logprob(*entry) for entry in prompt_logprobs],
+        scores and [entry and _logprob(*entry) for entry in scores],
+        queue_time_s,
     )
 
 

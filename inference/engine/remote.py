@@ -11,8 +11,8 @@ from typing import Any
 from inference.engine import frames
 from inference.engine.address import AddressRefused, check_folder
 from inference.engine.client import Backlog, EngineClient, QueueLimits
-from inference.engine.core import EngineStats
 from inference.errors import EngineFailed, EngineLost, InvalidPrompt, ModelLoadError
+from inference.metrics import EngineStats
 from inference.request import Request
 
 logger = logging.getLogger(__name__)

@@ -149,7 +149,7 @@ class Scheduler:
             return 0
         seq.num_computed_tokens = num_hit_tokens
         if seq.num_cached_tokens is None:
-            seq.num_cached_tokens = num_hit_tokens
+            seq.num_cached_tokens, seq.queue_time_s = num_hit_tokens, seq.age_s
             self.num_queried_tokens += len(seq.token_ids)
             self.num_hit_tokens += num_hit_tokens
         self.waiting.remove(seq)

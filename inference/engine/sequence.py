@@ -50,6 +50,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     noise_key: int = field(init=False)
     arrived_at: float = field(init=False)
+    queue_time_s: float = 0.0  # until its first admission
     turn: int = 0  # set by the scheduler, as are the next two
     arrival: int = 0
     awaited_block: bytes | None = None  # digest of a block that another sequence will compute
@@ -132,6 +133,7 @@ class Sequence:
             stop_token_id=self.stop_token_id,
             num_cached_tokens=self.num_cached_tokens or 0,
             prompt_logprobs=self.prompt_logprobs if first else None,
+            queue_time_s=self.queue_time_s,
         )
 
     def _noise_key(self) -> int:

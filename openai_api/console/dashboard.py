@@ -202,7 +202,7 @@ def _in_background(run: Run) -> Running:
 def state_of(answers: Sequence) -> str:
     if not answers:
         return "preparing"
-    begun = any(answer.first_token_at is not None for answer in answers)
+    begun = any(answer.timing.first_token_at is not None for answer in answers)
     return "generating" if begun else "waiting"
 
 

@@ -4,7 +4,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
-from openai_api.answers import Answer, Segment, follow, total_usage
+from openai_api.answers import Answer, Segment, total_usage
+from openai_api.interleave import follow
 from openai_api.protocol.ids import new_call_id, new_id
 from openai_api.protocol.logprobs import chat_logprobs, prompt_logprobs
 from openai_api.tools import custom_input

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 from inference.request import TokenLogprob
 from inference.text.detokenizer import special_token_ids
-from openai_api.answers import Answer, Segment, follow
+from openai_api.answers import Answer, Segment
+from openai_api.interleave import follow
 from openai_api.protocol.chat import usage
 from openai_api.protocol.ids import new_id
 from openai_api.protocol.logprobs import finite, prompt_logprobs, spelled, token_bytes

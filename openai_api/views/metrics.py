@@ -2,7 +2,6 @@
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from inference.service import get_engine
 from openai_api import keys, metrics
 from openai_api.errors import Unauthorized, error_body
 
@@ -14,5 +13,4 @@ async def show(request: HttpRequest) -> HttpResponse:
         keys.identify(request.headers)
     except Unauthorized as exc:
         return JsonResponse({"error": error_body(exc)}, status=exc.status_code, headers=exc.headers)
-    metrics.num_engine_restarts.set(get_engine().stats.num_restarts)
     return HttpResponse(metrics.text(), content_type=metrics.CONTENT_TYPE)

@@ -275,6 +275,9 @@ async def test_logprobs_and_the_facts_of_the_model_arrive_as_they_are(address):
             through = [delta async for delta in deltas]
         assert client.model == engine.model
 
+    for deltas in (direct, through):
+        assert 0 < deltas[0].queue_time_s == deltas[-1].queue_time_s < 10
+        deltas[0].queue_time_s = 0.0
     assert joined(through) == joined(direct)
     assert isinstance(through[0].logprobs[0], TokenLogprob)
     assert direct[0].prompt_logprobs[0] is None and len(direct[0].logprobs[0].top) == 3

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -70,7 +71,7 @@ class Daphne(Server):
             websocket_max_message_size=settings.API.max_body_size,
             websocket_max_frame_size=settings.API.max_body_size,
         )
-        self.config = config
+        self.config, self.began = config, time.monotonic()
         self.failure = ""
 
     def load(self) -> None:
@@ -83,7 +84,9 @@ class Daphne(Server):
         state = service.get_engine().status.state
         if state == "ready":
             request_id.current.set("")  # the reactor's timers take over whatever context is there
-            logger.info("ready: %s/v1", url(self.config))
+            took_s = time.monotonic() - self.began
+            name = service.get_engine().model.name
+            logger.info("ready: %s/v1, %s, after %.1f s", url(self.config), name, took_s)
         elif state == "loading":
             reactor.callLater(0.1, self.tell_when_ready)
 
@@ -93,9 +96,8 @@ class Daphne(Server):
 
 
 def tell(config: ServerConfig, has_keys: bool) -> None:
-    logger.info(
-        "listening on %s (/v1 /playground /admin /health); the model is loading", url(config)
-    )
+    paths = "/v1 /playground /docs /admin /health /metrics"
+    logger.info("listening on %s (%s); the model is loading", url(config), paths)
     if not config.tls:
         logger.info(
             "plain HTTP: secure cookies and HSTS are off; set NANOLLM_TLS=true behind a TLS proxy"

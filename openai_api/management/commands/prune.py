@@ -11,12 +11,20 @@ from django.core.management import BaseCommand, CommandError
 from openai_api import retention
 
 
+def num_days(text: str) -> int:
+    return int(text.removesuffix("d"))
+
+
 class Command(BaseCommand):
     help = "Delete stored responses, chat completions and history that ended long ago."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--days", type=int, metavar="N", help="Age in days; NANOLLM_RETENTION_DAYS by default."
+            "--days",
+            "--older-than",
+            type=num_days,
+            metavar="N",
+            help="Age in days, 30 or 30d; NANOLLM_RETENTION_DAYS by default.",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="Only tell how much would be deleted."
