@@ -32,6 +32,9 @@ SEED = "replay_seed"  # which a Response does not echo
 class Nobody(BaseAuthentication):
     """The operator asks, who has no key."""
 
+    async def prepare(self, request):
+        pass
+
     def authenticate(self, request):
         return None
 

@@ -206,9 +206,9 @@ class TestWhereAKeyIsShown:
             RequestLog.objects.create(endpoint="GET /v1/models", status=200, key=key)
         html = page_of(operator, HISTORY)
         assert "alpha" in html
-        assert len(re.findall(r'class="field-key', html)) == 3
+        assert len(re.findall(r'class="field-caller', html)) == 3
         only = page_of(operator, f"{HISTORY}?key__id__exact={a.pk}")
-        assert len(re.findall(r'class="field-key', only)) == 1
+        assert len(re.findall(r'class="field-caller', only)) == 1
         row = RequestLog.objects.get(key=b)
         assert "beta" in page_of(operator, f"{HISTORY}{row.pk.replace('_', '_5F')}/change/")
 

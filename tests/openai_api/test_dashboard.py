@@ -445,4 +445,4 @@ class TestSocket:
 def test_permissions_are_made():
     """They are the table's own, so that a group can have them."""
     names = {name for name, _ in RequestLog._meta.permissions}
-    assert names == {"abort_requestlog", "replay_requestlog"}
+    assert names == {"abort_requestlog", "replay_requestlog", "use_playground"}
