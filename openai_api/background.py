@@ -91,8 +91,8 @@ async def _begin(prepared: Prepared) -> Run:
 
 def _keep(run: Run, events, lease: Lease) -> None:
     def ended(_: asyncio.Task) -> None:
-        _tasks.pop(run.row.pk, None)
         charge(run.row.key_id, run.answer, lease)
+        _tasks.pop(run.row.pk, None)
 
     task = asyncio.create_task(_drain(events))
     _tasks[run.row.pk] = task
