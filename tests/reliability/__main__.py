@@ -21,6 +21,7 @@ PROGRAMMES = [
     "sigterm",
     "slow_reader",
     "slow_upload",
+    "db",
     "preempt",
     "fuzz",
     "schema",
