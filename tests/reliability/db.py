@@ -16,7 +16,7 @@ import openai
 from tests import postgres
 from tests.helpers import LiveServer, live_server
 from tests.reliability.kill9 import compared, create, ended, examined, keep
-from tests.reliability.programme import Check, idle_after, result
+from tests.reliability.programme import Check, awake, idle_after, result
 
 OPTIONS = {"NANOLLM_KV_CACHE_MEMORY": "64MiB"}
 ENDS = ("response.completed", "response.incomplete", "response.failed")
@@ -65,9 +65,9 @@ async def of(fault: str, clients: int, seconds: float, chance: random.Random) ->
         with live_server(folder, **options) as server:
             store = Clients(server, chance)
             working = asyncio.create_task(store.work(clients, 3 * seconds))
-            await asyncio.sleep(seconds)
+            await awake(seconds)
             with {"locked": locked, "full": full, "away": away}[fault](server, cluster):
-                await asyncio.sleep(seconds)
+                await awake(seconds)
             back_s = await stored_after(server)
             await working
             figures = await ended(server, store.background)
@@ -93,16 +93,16 @@ class Clients:
         self.odd = 0
 
     async def work(self, clients: int, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
+            end = group.create_task(awake(seconds))
             for number in range(clients):
-                group.create_task(self._work(number, deadline))
+                group.create_task(self._work(number, end))
 
-    async def _work(self, number: int, deadline: float) -> None:
+    async def _work(self, number: int, end: asyncio.Task[None]) -> None:
         kinds = [self._whole, self._streamed, self._background]
         async with self._server.async_client() as client:
             client = client.with_options(timeout=PATIENCE_S)
-            while time.monotonic() < deadline:
+            while not end.done():
                 number += 1
                 size = self._chance.choice([1, 5, 20, 60])
                 try:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import openai
 
 from tests.helpers import LiveServer
-from tests.reliability.programme import MODEL, Check, a_server, idle_after, result
+from tests.reliability.programme import MODEL, Check, a_server, awake, idle_after, result
 
 SIZES = (1, 5, 20, 80)  # tokens of an answer
 PROMPTS = ("Tell me a long story.", "Once upon a time, " * 20, "What is this? " * 100)
@@ -65,17 +65,17 @@ class Crowd:
 
     async def work(self, clients: int, seconds: float) -> None:
         """Each asks for one thing after the other until the time is up."""
-        deadline = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
+            end = group.create_task(awake(seconds))
             for number in range(clients):
-                group.create_task(self._work(number, deadline))
+                group.create_task(self._work(number, end))
 
-    async def _work(self, number: int, deadline: float) -> None:
+    async def _work(self, number: int, end: asyncio.Task[None]) -> None:
         kinds = list(KINDS)
         async with self._server.async_client() as client:
             client = client.with_options(timeout=PATIENCE_S)
             for turn in range(number, 10**9):
-                if time.monotonic() >= deadline:
+                if end.done():
                     return
                 await self._one(client, kinds[turn % len(kinds)])
 

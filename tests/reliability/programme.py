@@ -100,6 +100,12 @@ async def idle_after(server: LiveServer, timeout_s: float = 30) -> float:
     return float("inf")
 
 
+async def awake(seconds: float, step_s: float = 0.1) -> None:
+    """Sleep, without counting the time in which the whole machine stands still."""
+    for _ in range(round(seconds / step_s)):
+        await asyncio.sleep(step_s)
+
+
 def percentile(values: Iterable[float], percent: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]

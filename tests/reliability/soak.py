@@ -2,13 +2,13 @@
 
 import asyncio
 import statistics
-import time
 
 from tests.helpers import LiveServer
 from tests.reliability.mixed import Crowd
 from tests.reliability.programme import (
     Check,
     a_server,
+    awake,
     idle_after,
     memory,
     num_descriptors,
@@ -17,6 +17,7 @@ from tests.reliability.programme import (
 )
 
 MIB = 2**20
+NUM_LOOKS = 180
 # So small that all of it is in use before memory is looked at
 OPTIONS = {"NANOLLM_KV_CACHE_MEMORY": "64MiB"}
 
@@ -27,18 +28,17 @@ async def run(
     """Memory is looked at from a sixth of the time on, when all that is made once has been."""
     with a_server(server, **OPTIONS) as live:
         crowd, samples = Crowd(live), []
-        started = time.monotonic()
         working = asyncio.create_task(crowd.work(clients, seconds))
-        while not working.done():
-            await asyncio.wait([working], timeout=seconds / 180)
-            at_min = (time.monotonic() - started) / 60
+        for look in range(NUM_LOOKS):
+            await awake(seconds / NUM_LOOKS)
+            at_min = look * seconds / NUM_LOOKS / 60
             samples.append((at_min, memory(live) / MIB, num_descriptors(live), num_threads(live)))
         await working
         await idle_after(live)
     late = samples[len(samples) // 6 :]
     minutes, sizes, descriptors, threads = zip(*late, strict=True)
     figures = {
-        "seconds": round(time.monotonic() - started),
+        "seconds": seconds,
         "clients": clients,
         "requests": sum(crowd.ended.values()),
         "failures": crowd.failures[:10],
