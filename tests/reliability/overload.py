@@ -19,7 +19,6 @@ MIB = 2**20
 MAX_REFUSED_S, MAX_HEALTH_S, MAX_GROWTH_MIB = 0.1, 0.25, 100
 # The cache is memory that is there from the start, and used little by little
 OPTIONS = {"NANOLLM_KV_CACHE_MEMORY": "64MiB"}
-LAST_S = 2.0  # seconds from the first client to the last look at /health
 
 
 def run(
@@ -28,17 +27,21 @@ def run(
     spread_s: float = 0,
     num_tokens: int = 50,
     rounds: int = 3,
+    watch_s: float = 2,
     server: LiveServer | None = None,
 ) -> dict:
-    """All clients come within `spread_s` seconds, evenly; 0: in the same moment."""
+    """All clients come within `spread_s` seconds, evenly; 0: in the same moment.
+
+    /health is looked at meanwhile, and for `watch_s` seconds more.
+    """
     room = {"NANOLLM_MAX_NUM_SEQS": str(queue // 2), "NANOLLM_MAX_NUM_QUEUED_REQS": str(queue // 2)}
     found: list[dict] = []
     with a_server(server, serve=True, **room, **OPTIONS) as live:
-        wave(live, queue, 0, num_tokens)  # what is made once
+        wave(live, queue, 0, num_tokens, 0)  # what is made once
         before = peak = memory(live)
         delays_s = []
         for _ in range(rounds):
-            seen = wave(live, clients, spread_s, num_tokens)
+            seen = wave(live, clients, spread_s, num_tokens, spread_s + watch_s)
             found += seen["clients"]
             delays_s.append(seen["own_delay_s"])
             peak = max(peak, memory(live))
@@ -54,12 +57,14 @@ def run(
     return result("overload", figures, checks_of(found, figures, num_tokens))
 
 
-def wave(server: LiveServer, clients: int, spread_s: float, num_tokens: int) -> dict:
-    """What becomes of so many clients, and of a look at /health every 20 ms meanwhile."""
+def wave(
+    server: LiveServer, clients: int, spread_s: float, num_tokens: int, watch_s: float
+) -> dict:
+    """What becomes of so many clients, and of a look at /health every 20 ms."""
     request = post("/v1/chat/completions", chat(num_tokens, stream=False))
-    plan = [(1 + i * spread_s / clients, "chat", request) for i in range(clients)]
-    times = range(round((LAST_S + spread_s) / 0.02))
-    plan += [(1 + i * 0.02, "health", head("/health", 0, "GET")) for i in times]
+    plan = [(i * spread_s / clients, "chat", request) for i in range(clients)]
+    times = [i * 0.02 for i in range(round(watch_s / 0.02))]
+    plan += [(at, "health", head("/health", 0, "GET")) for at in times]
     return crowd(server.port, plan)
 
 

@@ -31,9 +31,9 @@ PROMISES = {
 
 def save(result: dict, bounds: dict[str, float]) -> None:
     """Keep a result, with what has to be known to get it again."""
-    command = " ".join([result["name"], *(f"{name}={value}" for name, value in bounds.items())])
+    words = [result["name"], *(f"{name}={value}" for name, value in bounds.items())]
     about = {
-        "command": f'make reliability ARGS="{command}"',
+        "command": f'make reliability ARGS="{" ".join(words)}"',
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -42,7 +42,7 @@ def save(result: dict, bounds: dict[str, float]) -> None:
     }
     FOLDER.mkdir(exist_ok=True)
     text = json.dumps(result | about, indent=1, ensure_ascii=False)
-    (FOLDER / f"{result['name']}.json").write_text(text + "\n")
+    (FOLDER / f"{'-'.join(words)}.json").write_text(text + "\n")
 
 
 def machine() -> str:
@@ -61,11 +61,8 @@ def _output(*command: str) -> str:
 def page() -> str:
     """The page's prose as it is, and below it what has been kept."""
     prose = PAGE.read_text().partition(MARK)[0]
-    results = [
-        json.loads((FOLDER / f"{name}.json").read_text())
-        for name in PROMISES
-        if (FOLDER / f"{name}.json").exists()
-    ]
+    kept = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    results = sorted(kept, key=lambda found: list(PROMISES).index(found["name"]))
     lines = ["| Promise | Programme | Targets met |", "| --- | --- | --- |"]
     for found in results:
         missed = f"all but: {', '.join(found['missed'])}" if found["missed"] else "all"
