@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FOLDER, PAGE = ROOT / "docs/reliability", ROOT / "docs/reliability.md"
+SERVER = ["inference", "openai_api", "nanollmserve_site", "requirements.txt"]  # what is tried
 MARK = "<!-- From here on: `python -m tests.reliability --report` -->\n"  # above it is prose
 PROMISES = {
     "mixed": "Clients of all kinds at once each get all that they asked for.",
@@ -34,8 +35,8 @@ def save(result: dict, bounds: dict[str, float]) -> None:
     words = [result["name"], *(f"{name}={value}" for name, value in bounds.items())]
     about = {
         "command": f'make reliability ARGS="{" ".join(words)}"',
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": _output("git", "log", "-1", "--format=%h", "--", *SERVER),
+        "changed": bool(_output("git", "status", "--porcelain", "--", *SERVER)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
         "load_of_a_minute": round(os.getloadavg()[0], 1),
