@@ -41,7 +41,7 @@ node: .venv/.requirements-dev ## the main cases with OpenAI's library for Node (
 recovery: .venv/.requirements-dev ## kill the server in the middle of background responses
 	.venv/bin/python -m tests.clients.recovery_check $(ARGS)
 
-reliability: .venv/.requirements-dev ## do to a live server what may happen to it, or ARGS="kill9 cycles=5"
+reliability: .venv/.requirements-dev ## do to a live server what may happen to it, or ARGS="kill9 cycles=5", --save, --report
 	.venv/bin/python -m tests.reliability $(ARGS)
 
 BENCHMARKS ?= engine serve structured storage

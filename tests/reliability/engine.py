@@ -17,7 +17,7 @@ import httpx2
 import openai
 
 from tests.helpers import free_port
-from tests.reliability.programme import MODEL, result
+from tests.reliability.programme import MODEL, Check, result
 from tests.test_serve import MANAGE, SMALL, Process, running
 
 FAULTY = [sys.executable, "-m", "tests.faults"]
@@ -163,6 +163,6 @@ async def of_the_engine(it: Served, step_timeout_s: float) -> tuple[dict, dict]:
             isinstance(outcome, openai.APIError) and "had an error" in outcome.message
             for outcome, _ in losses.values()
         ),
-        f"the engine is back in {BACK_S} s": max(figures.values()) <= BACK_S,
+        f"the engine is back in {BACK_S} s": Check(max(figures.values()), BACK_S),
     }
     return figures, checks

@@ -7,15 +7,37 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.helpers import LiveServer, live_server
 
 MODEL = "nanollmserve-demo"
 
 
-def result(name: str, figures: dict, checks: dict[str, bool]) -> dict:
-    missed = [check for check, is_met in checks.items() if not is_met]
-    return {"name": name, "passed": not missed, "missed": missed, "figures": figures}
+class Check(NamedTuple):
+    """A figure and the most that it may be."""
+
+    figure: float
+    at_most: float
+
+    def __bool__(self) -> bool:
+        return self.figure <= self.at_most
+
+
+def result(name: str, figures: dict, checks: dict[str, bool | Check]) -> dict:
+    """What a programme found. `checks`: what has to be so, or which figure how small."""
+    targets = {
+        check: {"met": bool(found)} | (found._asdict() if isinstance(found, Check) else {})
+        for check, found in checks.items()
+    }
+    missed = [check for check, found in checks.items() if not found]
+    return {
+        "name": name,
+        "passed": not missed,
+        "missed": missed,
+        "figures": figures,
+        "targets": targets,
+    }
 
 
 @contextmanager
@@ -76,6 +98,12 @@ async def idle_after(server: LiveServer, timeout_s: float = 30) -> float:
             return time.monotonic() - started
         await asyncio.sleep(0.005)
     return float("inf")
+
+
+async def awake(seconds: float, step_s: float = 0.1) -> None:
+    """Sleep, without counting the time in which the whole machine stands still."""
+    for _ in range(round(seconds / step_s)):
+        await asyncio.sleep(step_s)
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

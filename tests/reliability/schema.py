@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.helpers import LiveServer, live_server
 from tests.reliability.fuzz import MODEL, PATIENCE_S, SMALL, existing_objects
+from tests.reliability.programme import Check, result
 
 # Other checks ask for more than a schema can tell, such as that all it allows is accepted: which
 # models there are, or that two fields exclude each other, no schema says.
@@ -47,8 +48,8 @@ def check(server: LiveServer, max_examples: int, seed: int = 0) -> dict:
         ids = existing_objects(http)
     examiner = Examiner(ids, max_examples, seed)
     began, operations, failures = time.monotonic(), 0, []
-    for result in described.get_all_operations():
-        operation, operations = result.ok(), operations + 1
+    for described_one in described.get_all_operations():
+        operation, operations = described_one.ok(), operations + 1
         for mode in MODES if operation.body or operation.query else MODES[:1]:  # any text is a path
             if failure := examiner.failure_of(operation, mode):
                 failures.append(f"{operation.label}: {failure}"[:4000])
@@ -61,7 +62,7 @@ def check(server: LiveServer, max_examples: int, seed: int = 0) -> dict:
         "seconds": round(time.monotonic() - began, 1),
         "failures": failures,
     }
-    return {"name": "schema", "passed": not failures, "figures": figures}
+    return result("schema", figures, {"failures": Check(len(failures), 0)})
 
 
 class Examiner:
@@ -113,9 +114,9 @@ class Examiner:
 
 
 def main() -> int:
-    result = run(*map(int, sys.argv[1:]))
-    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return not result["passed"]
+    found = run(*map(int, sys.argv[1:]))
+    sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    return not found["passed"]
 
 
 if __name__ == "__main__":

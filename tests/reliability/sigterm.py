@@ -9,7 +9,7 @@ from collections import Counter
 import httpx2
 
 from tests.helpers import LiveServer
-from tests.reliability.programme import a_server, chat, head, post, response, result
+from tests.reliability.programme import Check, a_server, chat, head, post, response, result
 
 
 async def run(
@@ -51,7 +51,7 @@ async def run(
             "some were told": "told" in ends and "finished" in ends,
             "new ones get 503 with Retry-After": refusals == {"answer": True, "ready": True},
             "status 0": status == 0,
-            "in time": seconds <= grace_s + exit_s,
+            "in time": Check(figures["seconds"], grace_s + exit_s),
             "no row is left in progress": "in_progress" not in rows,
             "no tracebacks": "Traceback" not in log,
         },
