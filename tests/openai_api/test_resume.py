@@ -7,8 +7,7 @@ import pytest
 from django.db.backends.utils import CursorWrapper
 
 from inference import service
-from openai_api import background, runs
-from openai_api.database import write
+from openai_api import background, database, runs
 from openai_api.models import EventBatch, RequestLog, StoredResponse
 from tests.helpers import scripted_engine
 from tests.openai_api.wire import DONE, Reins, event_of, exchange, is_step, read_stream
@@ -193,7 +192,7 @@ class TestDatabase:
         assert f'"text":"{"a" * num_tokens}"' in text
         while background._tasks:  # until its use is counted
             await asyncio.sleep(0.001)
-        await write(int)
+        await database.write(int)
 
     @pytest.mark.parametrize(
         "fields",
