@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ class Piece(NamedTuple):
 
     kind: str
     text: str
+
+
+class Unclear(Exception):
+    """What is held back may become one thing or another: the next piece will tell."""
 
 
 class JsonEnd:
@@ -72,7 +77,7 @@ class OutputParser:
         self._num_searched = 0
         self._json = JsonEnd()
         self.num_complete_calls = 0
-        self._state: Callable[[list[Piece]], bool] = self._first
+        self._state: Callable[[list[Piece]], None] = self._first
         if reasoning is not None and prompt.rstrip().endswith(reasoning.open):
             self._enter(self._thought)
 
@@ -90,8 +95,9 @@ class OutputParser:
         """The pieces that this text makes certain."""
         self._held += text
         pieces: list[Piece] = []
-        while self._held and self._state(pieces):
-            pass
+        with suppress(Unclear):
+            while self._held:
+                self._state(pieces)
         return pieces
 
     def flush(self) -> list[Piece]:
@@ -109,125 +115,95 @@ class OutputParser:
         self._held = ""
         return pieces
 
-    # The states. Each takes what it can from `_held`; True if another state has to go on.
+    # The states. Each takes what it can from `_held`, or lets another one go on. Raises Unclear.
 
-    def _first(self, pieces: list[Piece]) -> bool:
+    def _first(self, pieces: list[Piece]) -> None:
         """The very beginning, the only place where most models open a thought."""
-        match = self._patterns.opening and self._patterns.opening.match(self._held, partial=True)
-        if match and match.partial:
-            return False
-        if match:
-            self._held = self._held[match.end() :]
-            return self._enter(self._thought)
-        return self._begin(pieces)
-
-    def _begin(self, pieces: list[Piece]) -> bool:
-        """The beginning of an answer, or of what follows a call: a call may stand there bare."""
-        match = self._patterns.bare and self._patterns.bare.match(self._held, partial=True)
-        if match and match.partial:
+        if self._take(self._patterns.opening):
+            self._enter(self._thought)
+        else:
             self._state = self._begin
-            return False
-        self._state = self._head if match else self._text
-        return True
 
-    def _thought(self, pieces: list[Piece]) -> bool:
+    def _begin(self, pieces: list[Piece]) -> None:
+        """The beginning of an answer, or of what follows a call: a call may stand there bare."""
+        self._state = self._head if self._match(self._patterns.bare) else self._text
+
+    def _thought(self, pieces: list[Piece]) -> None:
         if self._until(self._patterns.closing, "reasoning", pieces):
-            return self._enter(self._begin)
-        return False
+            self._enter(self._begin)
 
-    def _text(self, pieces: list[Piece]) -> bool:
+    def _text(self, pieces: list[Piece]) -> None:
         match = self._until(self._patterns.watch, "text", pieces)
-        if not match:
-            return False
-        if match.lastgroup == "call":
+        if match and match.lastgroup == "call":
             self._gap = match.group()[: match.start("call") - match.start()]
             self._held = match["call"] + self._held
             self._state = self._head
-            return True
-        return self._enter(self._thought if match.lastgroup == "thought" else self._text)
+        elif match:
+            self._enter(self._thought if match.lastgroup == "thought" else self._text)
 
-    def _head(self, pieces: list[Piece]) -> bool:
-        match = self._patterns.head.match(self._held, partial=True)
-        if match and match.partial:
-            return False
+    def _head(self, pieces: list[Piece]) -> None:
+        match = self._match(self._patterns.head)
         if match and not self._is_plain_json(match["name"]):
             self._held = self._held[match.end() :]
             self._begin_call(match["name"].strip(), pieces)
-            return True
-        whole = self._patterns.whole_head
-        match = whole and whole.match(self._held, partial=True)
-        if match and match.partial:
-            return False
-        if match:
+        elif self._match(self._patterns.whole_head):
             self._state = self._whole
         else:
             self._no_call(pieces)
-        return True
 
     def _is_plain_json(self, name: str) -> bool:
         """A bare object is an answer in JSON, and no call, if it names no tool."""
         return name not in self._schemas and self._held.lstrip()[:1] == "{"
 
-    def _whole(self, pieces: list[Piece]) -> bool:
+    def _whole(self, pieces: list[Piece]) -> None:
         """Something unusual: a call whose keys come in another order, or none."""
         match = self._patterns.whole.search(self._held)
         if not match:
-            return False
-        text, self._held = self._held[: match.start()], self._held[match.end() :]
-        if self._whole_call(text, pieces):
-            return self._enter(self._begin)
-        self._held = text + match.group() + self._held
-        self._no_call(pieces)
-        return True
+            raise Unclear
+        if self._whole_call(self._held[: match.start()], pieces):
+            self._held = self._held[match.end() :]
+            self._enter(self._begin)
+        else:
+            self._no_call(pieces)
 
-    def _json_arguments(self, pieces: list[Piece]) -> bool:
+    def _json_arguments(self, pieces: list[Piece]) -> None:
         if not self._arguments:
             self._held = self._held.lstrip()
-            if match := _NULL.match(self._held, partial=True):
-                if match.partial:
-                    return False
-                self._held = self._held[match.end() :]
-                self._add_arguments("{}", pieces)
-                return self._end_call()
-            if self._held and self._held[0] not in '{"':
+            if self._take(_NULL):
+                self._end_call("{}", pieces)
+                return
+            if self._held[0] not in '{"':
                 self._state = self._raw_arguments
-                return True
+                return
         end = self._json.find(self._held)
         text, self._held = self._held[:end], self._held[end:] if end else ""
-        if self._arguments or text.startswith("{"):
+        is_object = self._arguments or text.startswith("{")
+        if end:
+            self._end_call(text if is_object else _load(text) or "{}", pieces)
+        elif is_object:
             self._add_arguments(text, pieces)
-            return self._end_call() if end else False
-        if not end:  # an object written as a string is read when it is whole
+        else:  # an object written as a string is read when it is whole
             self._held, self._json = text, JsonEnd()
-            return False
-        self._add_arguments(_load(text) or "{}", pieces)
-        return self._end_call()
+            raise Unclear
 
-    def _raw_arguments(self, pieces: list[Piece]) -> bool:
+    def _raw_arguments(self, pieces: list[Piece]) -> None:
         """Arguments that are no JSON are passed on, but make no complete call."""
         if self._until(self._patterns.tail, "arguments", pieces):
-            return self._enter(self._begin)
-        return False
+            self._enter(self._begin)
 
-    def _xml_arguments(self, pieces: list[Piece]) -> bool:
-        if match := _PARAMETER.match(self._held, partial=True):
-            if match.partial:
-                return False
+    def _xml_arguments(self, pieces: list[Piece]) -> None:
+        if match := self._take(_PARAMETER):
             self._key, self._num_searched = match["key"], 0
-            self._held, self._state = self._held[match.end() :], self._xml_value
-            return True
-        match = _END_OF_FUNCTION.match(self._held, partial=True)
-        if match and match.partial:
-            return False
-        self._held = self._held[match.end() :] if match else self._held
-        self._add_arguments("}" if self._arguments else "{}", pieces)
-        return self._end_call()
+            self._state = self._xml_value
+        else:
+            self._take(_END_OF_FUNCTION)
+            self._end_call("}" if self._arguments else "{}", pieces)
 
-    def _xml_value(self, pieces: list[Piece]) -> bool:
+    def _xml_value(self, pieces: list[Piece]) -> None:
         end = self._held.find(_END_OF_PARAMETER, self._num_searched)
         if end < 0:
             self._num_searched = max(0, len(self._held) - len(_END_OF_PARAMETER))
-            return False
+            raise Unclear
         text, self._held = self._held[:end], self._held[end + len(_END_OF_PARAMETER) :]
         text = text.removeprefix("\n").removesuffix("\n")
         value = typed(text, self._schemas.get(self._name, {}).get(self._key))
@@ -235,39 +211,45 @@ class OutputParser:
         key, value = json.dumps(self._key), json.dumps(value, ensure_ascii=False)
         self._add_arguments(f"{comma}{key}: {value}", pieces)
         self._state = self._xml_arguments
-        return True
 
-    def _tail(self, pieces: list[Piece]) -> bool:
-        match = self._patterns.tail.match(self._held, partial=True)
-        if match and match.partial:
-            return False
-        if match:
-            self._held = self._held[match.end() :]
+    def _tail(self, pieces: list[Piece]) -> None:
+        match = self._take(self._patterns.tail)
         if match and match.groupdict().get("more"):
             self._state = self._head
-            return True
-        return self._enter(self._begin)
+        else:
+            self._enter(self._begin)
 
     # What the states have in common.
 
-    def _enter(self, state: Callable[[list[Piece]], bool]) -> bool:
+    def _enter(self, state: Callable[[list[Piece]], None]) -> None:
         """Go on after a marker, without the white space that follows it."""
         self._state, self._strip = state, True
-        return True
+
+    def _match(self, pattern: Pattern) -> Any:
+        """The pattern's match with the beginning of what is held. Raises Unclear."""
+        match = pattern and pattern.match(self._held, partial=True)
+        if match and match.partial:
+            raise Unclear
+        return match
+
+    def _take(self, pattern: Pattern) -> Any:
+        """The same, taken away."""
+        if match := self._match(pattern):
+            self._held = self._held[match.end() :]
+        return match
 
     def _until(self, pattern: Pattern, kind: str, pieces: list[Piece]) -> Any:
         """Emit what certainly comes before the pattern. Its match, taken away, once it is whole."""
-        if pattern is NOTHING:
-            self._emit(pieces, kind, self._held)
-            self._held = ""
-            return None
-        match = pattern.search(self._held, partial=True)
+        is_watching = pattern is not NOTHING
+        match = pattern.search(self._held, partial=True) if is_watching else None
         start, end = match.span() if match else (len(self._held), len(self._held))
         self._emit(pieces, kind, self._held[:start])
         if match and not match.partial:
             self._held = self._held[end:]
             return match
         self._held = self._held[start:]
+        if self._held:
+            raise Unclear
         return None
 
     def _emit(self, pieces: list[Piece], kind: str, text: str) -> None:
@@ -289,14 +271,14 @@ class OutputParser:
         if text:
             pieces.append(Piece("arguments", text))
 
-    def _end_call(self) -> bool:
-        try:
+    def _end_call(self, text: str, pieces: list[Piece]) -> None:
+        """Emit the end of the arguments."""
+        self._add_arguments(text, pieces)
+        # if that is no JSON, the caller gets what the model wrote, but it is no call to carry out
+        with suppress(ValueError, RecursionError):
             json.loads(self._arguments)
             self.num_complete_calls += 1
-        except (ValueError, RecursionError):
-            pass  # the caller gets what the model wrote, but it is no call to carry out
         self._state = self._tail
-        return True
 
     def _whole_call(self, text: str, pieces: list[Piece]) -> bool:
         """Emit the call that a marker and a JSON object make up; False if they do not."""
@@ -307,8 +289,8 @@ class OutputParser:
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         self._begin_call(call["name"], pieces)
-        self._add_arguments(arguments, pieces)
-        return self._end_call()
+        self._end_call(arguments, pieces)
+        return True
 
     def _no_call(self, pieces: list[Piece]) -> None:
         """Its first character is text, and so it is no marker any more."""
@@ -332,7 +314,8 @@ class _Patterns(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _compile(reasoning: Reasoning | None, calls: Calls | None) -> _Patterns:
-    def pattern(text: str) -> Pattern:
+    def pattern(syntax: Reasoning | Calls | None, name: str) -> Pattern:
+        text = getattr(syntax, name, "")
         return regex.compile(text) if text else None
 
     anywhere = reasoning is not None and reasoning.anywhere
@@ -344,14 +327,10 @@ def _compile(reasoning: Reasoning | None, calls: Calls | None) -> _Patterns:
     }
     watch = "|".join(f"(?P<{name}>{text})" for name, text in groups.items() if text)
     return _Patterns(
-        opening=pattern(reasoning.opening if reasoning else ""),
-        closing=pattern(reasoning.closing if reasoning else ""),
-        watch=pattern(rf"\s{{0,16}}(?:{watch})") if watch else NOTHING,
-        bare=pattern(calls.bare if calls else ""),
-        head=pattern(calls.head if calls else ""),
-        tail=pattern(calls.tail if calls else ""),
-        whole=pattern(calls.whole if calls else ""),
-        whole_head=pattern(calls.whole_head if calls else ""),
+        opening=pattern(reasoning, "opening"),
+        closing=pattern(reasoning, "closing"),
+        watch=regex.compile(rf"\s{{0,16}}(?:{watch})") if watch else NOTHING,
+        **{name: pattern(calls, name) for name in ("bare", "head", "tail", "whole", "whole_head")},
     )
 
 
