@@ -95,9 +95,11 @@ class OutputParser:
         """The pieces that this text makes certain."""
         self._held += text
         pieces: list[Piece] = []
-        with suppress(Unclear):
-            while self._held:
+        while self._held:
+            try:
                 self._state(pieces)
+            except Unclear:
+                break
         return pieces
 
     def flush(self) -> list[Piece]:
