@@ -7,7 +7,7 @@ refer to the others by name.
 import json
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -54,7 +54,7 @@ def regex_part(pattern: str) -> Part:
 
 def choice_part(options: list[str]) -> Part:
     """One of the texts."""
-    return {"lark_grammar": "start: " + " | ".join(map(_quote, options))}
+    return _lark([f"start: {_one_of(options)}"])
 
 
 def lark_part(text: str) -> Part:
@@ -117,13 +117,12 @@ class Compiler:
         grammar = None
         if parts is not None:
             self._refuse_special(parts)
-            start = self._after(thought, is_text) if thought else "start: @answer"
-            answer = {**parts[0], "name": "answer"}
-            grammars = [{"name": "start", "lark_grammar": start}, answer, *parts[1:]]
-            grammar = json.dumps({"grammars": [answer, *parts[1:]]})
+            grammars = [{**parts[0], "name": "answer"}, *parts[1:]]
+            grammar = json.dumps({"grammars": grammars})
             if thought:  # which would hide, for a while, that nothing can follow it
                 self._matcher(grammar)
-                grammar = json.dumps({"grammars": grammars})
+                start = _lark([self._after(thought, is_text)])
+                grammar = json.dumps({"grammars": [{"name": "start", **start}, *grammars]})
         return self._constraint(grammar, thought)
 
     def compile_spec(self, spec: dict[str, Any]) -> "AnswerGrammar":
@@ -149,18 +148,15 @@ class Compiler:
         """Free text in which every call that begins is a right one."""
         rules, parts = self._arguments(syntax, tools)
         head = syntax.first + syntax.begin.partition("{name}")[0]
-        if special := self._split.match(head):  # a token of its own begins it
-            trigger, free = special.group(), f"free: {_ANY_TEXT} {self.literal(special.group())}"
-        else:
-            trigger = (syntax.first or head).partition("\n")[0]
-            free = f"free[lazy]: /(?s:.*){_lark_regex(trigger)}/"
+        special = self._split.match(head)
+        trigger = special.group() if special else (syntax.first or head).partition("\n")[0]
         first = self.literal(syntax.first[len(trigger) :])
         cut = 0 if syntax.first else len(trigger)
         more = f"({self.literal(syntax.between)} call)* {self.literal(syntax.last)}"
         start = f"start: (free {first} opened {more})* {_ANY_TEXT}"
         opened = self._call("opened", syntax, tools, cut)
         call = self._call("call", syntax, tools)
-        return [_lark([start, free, opened, call, *rules]), *parts]
+        return [_lark([start, self._until("free", trigger), opened, call, *rules]), *parts]
 
     def literal(self, text: str) -> str:
         """The text as a Lark expression; what the tokenizer takes for special is a token of it."""
@@ -200,17 +196,16 @@ class Compiler:
             rule = f"{name}_{index}"
             head = self.literal(f"<parameter={key}>\n")
             value = followed(value, schema.get("$defs") or schema.get("definitions") or {})
-            if isinstance(value, dict) and "const" in value:
-                value = value | {"enum": [value["const"]]}
-            if isinstance(value, dict) and value.get("type") == "string" and "enum" not in value:
+            facts = value if isinstance(value, dict) else {}
+            options: Any = [facts["const"]] if "const" in facts else facts.get("enum", ())
+            if facts.get("type") == "string" and options == ():
                 rules += [f"{rule}_text[lazy]: /(?s:.*)\\n<\\/parameter>\\n/"]
                 rules += [f"{rule}: {head} {rule}_text"]
-            elif isinstance(value, dict) and _are_texts(value.get("enum")):
-                options = " | ".join(_quote(option) for option in value["enum"])
-                rules += [f"{rule}: {head} ({options}) {end}"]
+            elif _are_texts(options):
+                rules += [f"{rule}: {head} ({_one_of(options)}) {end}"]
             else:
                 definitions = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-                value = value | definitions if isinstance(value, dict) else value
+                value = facts | definitions if facts else value
                 parts.append({"name": rule + "_json", **json_part(value)})
                 rules += [f"{rule}: {head} @{rule}_json {end}"]
             body.append(rule if key in required else f"{rule}?")
@@ -218,18 +213,17 @@ class Compiler:
 
     def _after(self, thought: Thought, is_text: bool) -> str:
         """The grammar of an answer with its thought in front."""
-        reasoning, rules = thought.reasoning, ["gap: /\\n{0,2}/"]
-        if set(self._split.findall(reasoning.close)):  # a token of its own ends it
-            until = f"{_ANY_TEXT} {self.literal(reasoning.close)}"
-        else:
-            rules += [f"until[lazy]: /(?s:.*){_lark_regex(reasoning.close)}/"]
-            until = "until"
-        if not thought.is_open:
-            until = f"({self.literal(reasoning.open)} {until} gap)?"
-        else:
-            until = f"{until} gap"
+        reasoning = thought.reasoning
+        rest = "until gap" if thought.is_open else f"({self.literal(reasoning.open)} until gap)?"
         answer = self.literal(reasoning.answer) if is_text else ""
-        return "\n".join([f"start: {until} {answer} @answer", *rules])
+        rules = [self._until("until", reasoning.close), "gap: /\\n{0,2}/"]
+        return "\n".join([f"start: {rest} {answer} @answer", *rules])
+
+    def _until(self, rule: str, marker: str) -> str:
+        """The rule of any text up to the first marker, and with it."""
+        if self._split.search(marker):  # a token that no text can have
+            return f"{rule}: {_ANY_TEXT} {self.literal(marker)}"
+        return f"{rule}[lazy]: /(?s:.*){_lark_regex(marker)}/"
 
     def _refuse_special(self, parts: list[Part]) -> None:
         """What spells a special token cannot be written: the token stands in its way."""
@@ -264,6 +258,7 @@ def compiler_of(model: ModelInfo) -> Compiler:
     return _compiler(model.tokenizer, model.vocab_size, model.eos_token_ids)
 
 
+@dataclass(frozen=True, eq=False)
 class AnswerGrammar:
     """A compiled grammar, and a limit to the thought before it.
 
@@ -271,61 +266,53 @@ class AnswerGrammar:
     when these are used up, so that the next request begins anew.
     """
 
-    def __init__(
-        self,
-        matcher: LLMatcher | None,
-        thought: Thought | None,
-        tokenizer: Any,
-        forget: Callable[[], None],
-        spec: dict[str, Any],
-    ) -> None:
-        self._matcher, self._thought, self._tokenizer = matcher, thought, tokenizer
-        self._forget, self.spec = forget, spec
+    matcher: LLMatcher | None
+    thought: Thought | None
+    tokenizer: Any
+    forget: Callable[[], None]
+    spec: dict[str, Any]
 
     def begin(self) -> "GrammarState":
         """The state before the first token."""
-        matcher = self._matcher.deep_copy() if self._matcher else None
+        matcher = self.matcher.deep_copy() if self.matcher else None
         budget = None
-        if self._thought is not None and self._thought.max_tokens is not None:
-            budget = ThinkingBudget(self._thought, self._tokenizer)
-        return GrammarState(matcher, budget, self._forget)
+        if self.thought is not None and self.thought.max_tokens is not None:
+            budget = ThinkingBudget(self.thought, self.tokenizer)
+        return GrammarState(matcher, budget, self.forget)
 
 
+@dataclass(frozen=True, eq=False)
 class GrammarState:
     """How far an answer has come in its grammar (see `inference.request.ConstraintState`)."""
 
-    def __init__(
-        self,
-        matcher: LLMatcher | None,
-        budget: ThinkingBudget | None,
-        forget: Callable[[], None],
-    ) -> None:
-        self._matcher, self._budget, self._forget = matcher, budget, forget
+    matcher: LLMatcher | None
+    budget: ThinkingBudget | None
+    forget: Callable[[], None]
 
     def fill(self, bitmask: NDArray[np.int32]) -> None:
         """Clear the bits of the tokens that must not come next."""
-        forced = self._budget.forced_token() if self._budget else None
+        forced = self.budget.forced_token() if self.budget else None
         if forced is not None:
             bitmask[:] = 0
             bitmask[forced // 32] = np.uint32(1 << forced % 32).astype(np.int32)
-        elif self._matcher and not self._matcher.is_error():
-            allowed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.int32)
+        elif self.matcher and not self.matcher.is_error():
+            allowed = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.int32)
             bitmask[: len(allowed)] = allowed[: len(bitmask)]
             bitmask[len(allowed) :] = 0
-            if self._matcher.is_error():
-                self._forget()
+            if self.matcher.is_error():
+                self.forget()
 
     def advance(self, token_id: int) -> bool:
         """Take over the next token: True if none may follow. Raises ConstraintFailed."""
-        if self._budget:
-            self._budget.advance(token_id)
-        if not self._matcher:
+        if self.budget:
+            self.budget.advance(token_id)
+        if not self.matcher:
             return False
         # A grammar beyond its limits allows the end token: that is no end
-        if self._matcher.is_error() or not self._matcher.consume_token(token_id):
-            reason = self._matcher.get_error().partition("\n")[0][:200]
+        if self.matcher.is_error() or not self.matcher.consume_token(token_id):
+            reason = self.matcher.get_error().partition("\n")[0][:200]
             raise ConstraintFailed(f"The answer could not be kept to its grammar: {reason}")
-        return self._matcher.is_stopped()
+        return self.matcher.is_stopped()
 
 
 def _demanded_texts(part: Part) -> Iterator[str]:
@@ -346,6 +333,10 @@ def _demanded_texts(part: Part) -> Iterator[str]:
 
 def _lark(rules: list[str]) -> Part:
     return {"lark_grammar": "\n".join(rules)}
+
+
+def _one_of(options: list[str]) -> str:
+    return " | ".join(map(_quote, options))
 
 
 def _quote(text: str) -> str:
