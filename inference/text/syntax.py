@@ -3,9 +3,9 @@
 Patterns are for the `regex` module, which can tell that a text may yet become a match.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from inference.text.detokenizer import special_token_ids
@@ -167,22 +167,23 @@ CALLS = {
     ),
 }
 
-# What a chat template holds tells the family; the first that fits is taken.
-Test = Callable[[str], bool]
-_CALL_TESTS: list[tuple[str, Test]] = [
-    ("qwen3_coder", lambda t: "<function=" in t and "<tool_call>" in t),
-    ("harmony", lambda t: "<|channel|>" in t),
-    ("deepseek_v3", lambda t: "<｜tool▁calls▁begin｜>" in t and "```json" in t),
-    ("deepseek_v31", lambda t: "<｜tool▁calls▁begin｜>" in t),
-    ("mistral_v11", lambda t: "[TOOL_CALLS]" in t and "[ARGS]" in t),
-    ("mistral", lambda t: "[TOOL_CALLS]" in t),
-    ("hermes", lambda t: "<tool_call>" in t),
-    ("llama3_json", lambda t: "<|python_tag|>" in t or '"parameters": ' in t),
+# What a chat template holds, all of it, tells the family; the first that fits is taken.
+Signs = list[tuple[str, tuple[str, ...]]]
+_CALL_SIGNS: Signs = [
+    ("qwen3_coder", ("<function=", "<tool_call>")),
+    ("harmony", ("<|channel|>",)),
+    ("deepseek_v3", ("<｜tool▁calls▁begin｜>", "```json")),
+    ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
+    ("mistral_v11", ("[TOOL_CALLS]", "[ARGS]")),
+    ("mistral", ("[TOOL_CALLS]",)),
+    ("hermes", ("<tool_call>",)),
+    ("llama3_json", ("<|python_tag|>",)),
+    ("llama3_json", ('"parameters": ',)),
 ]
-_REASONING_TESTS: list[tuple[str, Test]] = [
-    ("harmony", lambda t: "<|channel|>" in t),
-    ("mistral", lambda t: "[THINK]" in t),
-    ("think", lambda t: "</think>" in t),
+_REASONING_SIGNS: Signs = [
+    ("harmony", ("<|channel|>",)),
+    ("mistral", ("[THINK]",)),
+    ("think", ("</think>",)),
 ]
 
 
@@ -193,32 +194,24 @@ def template_of(tokenizer: Any) -> str:
 
 def calls_of(tokenizer: Any, name: str = "auto") -> Calls:
     """The named syntax, or with "auto" the one that the chat template shows, or else Hermes's."""
-    if name == "auto":
-        template = template_of(tokenizer)
-        name = next((name for name, fits in _CALL_TESTS if fits(template)), "hermes")
-    return CALLS[name]
+    return CALLS[_shown(tokenizer, _CALL_SIGNS, "hermes") if name == "auto" else name]
 
 
 def reasoning_of(tokenizer: Any, name: str = "auto") -> Reasoning | None:
     """The named syntax, with "auto" the one that the chat template shows; None if there is none."""
-    if name == "auto":
-        template = template_of(tokenizer)
-        name = next((name for name, fits in _REASONING_TESTS if fits(template)), "none")
-    return REASONING.get(name)
+    return REASONING.get(_shown(tokenizer, _REASONING_SIGNS, "none") if name == "auto" else name)
+
+
+def _shown(tokenizer: Any, families: Signs, default: str) -> str:
+    template = template_of(tokenizer)
+    fitting = (name for name, signs in families if all(sign in template for sign in signs))
+    return next(fitting, default)
 
 
 @lru_cache(maxsize=32)
 def kept_token_ids(tokenizer: Any, *syntaxes: Reasoning | Calls | None) -> frozenset[int]:
     """The special tokens that are markers of these syntaxes: the parser has to see them."""
-    texts = [
-        str(getattr(syntax, field.name))
-        for syntax in syntaxes
-        if syntax is not None
-        for field in fields(syntax)
-    ]
-    written = "\n".join(texts).replace("\\", "")
-    return frozenset(
-        id_
-        for id_ in special_token_ids(tokenizer)
-        if tokenizer.convert_ids_to_tokens(id_) in written
-    )
+    facts = [asdict(syntax).values() for syntax in syntaxes if syntax is not None]
+    written = "\n".join(map(str, chain(*facts))).replace("\\", "")
+    tokens = {id_: tokenizer.convert_ids_to_tokens(id_) for id_ in special_token_ids(tokenizer)}
+    return frozenset(id_ for id_, text in tokens.items() if text in written)
