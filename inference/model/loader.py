@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -88,13 +87,13 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     model = load_weights(config, folder, hf_config, dtype, device)
     report("Checking the model")
     with translating(f"The architecture of {config.model} is not supported"):
-        token_ids, logits = parity.plain_logits(model, min(parity.NUM_TOKENS, max_model_len))
-    layers, reason = parity.enter_paged(model, max_model_len, token_ids, logits)
+        sample = parity.plain_logits(model, min(parity.NUM_TOKENS, max_model_len))
+    layers, reason = parity.enter_paged(model, max_model_len, sample)
     if reason is not None:
         if config.quantization:
             raise not_quantized(config, reason)
         logger.warning("%s answers one request at a time: %s.", config.model, reason)
-    elif not has_fast_layers(config, model, layers, token_ids, logits):
+    elif not has_fast_layers(config, model, layers, sample):
         del model  # its own layers are gone, and two models may not fit
         model = load_weights(config, folder, hf_config, dtype, device)
         model.set_attn_implementation(attention.NAME)
@@ -106,7 +105,7 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
         eos_token_ids=find_eos(model, tokenizer),
         generation_defaults=read_generation_defaults(folder),
         max_model_len=max_model_len,
-        vocab_size=logits.shape[-1],
+        vocab_size=sample.logits.shape[-1],
         device=device,
         dtype=dtype,
         paged=reason is None,
@@ -307,11 +306,7 @@ def load_weights(
 
 
 def has_fast_layers(
-    config: EngineConfig,
-    model: PreTrainedModel,
-    layers: list[LayerSpec],
-    token_ids: list[int],
-    logits: Tensor,
+    config: EngineConfig, model: PreTrainedModel, layers: list[LayerSpec], sample: parity.Sample
 ) -> bool:
     """Give a paged model faster layers; False, with a warning, if that broke it.
 
@@ -323,16 +318,14 @@ def has_fast_layers(
     leave_file(model)
     optimize(model, quantization)
     tolerance = parity.QUANTIZED_TOLERANCE[quantization] if quantization else None
-    difference = parity.difference(model, layers, token_ids, logits, tolerance)
-    if difference is not None and quantization:
-        raise not_quantized(config, difference)
-    if difference is not None:
+    if difference := parity.difference(model, layers, sample, tolerance):
+        if quantization:
+            raise not_quantized(config, difference)
         logger.warning("%s runs with its own, slower layers: %s.", config.model, difference)
         return False
-    apart = parity.paged_logits(model, layers, token_ids)
-    if (fused := fuse(model, layers)) is not None and (
-        difference := parity.difference(model, layers, token_ids, apart)
-    ):
+    apart = sample._replace(logits=parity.paged_logits(model, layers, sample.token_ids))
+    fused = fuse(model, layers)
+    if fused is not None and (difference := parity.difference(model, layers, apart)):
         logger.info("the layers of %s stay apart: %s.", config.model, difference)
         fused.undo()
     trim()

@@ -4,7 +4,7 @@ Hugging Face's source stays as it is: modules are replaced from outside. The ori
 freed as the packed ones are made, so this takes the memory of one more layer and no more.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -34,30 +34,23 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @torch.inference_mode()
-def optimize(model: PreTrainedModel, quantization: str | None = None) -> int:
-    """Replace what can be replaced; how many modules that were."""
+def optimize(model: PreTrainedModel, quantization: str | None = None) -> None:
+    """Replace what can be replaced."""
     on_cpu = model.device.type == "cpu" and cpu.library() is not None
-    if not on_cpu and quantization != "fp8":
-        return 0
-    replaced = 0
     head = model.get_output_embeddings()
     for module in model.modules():  # as it goes: what was replaced is not looked into
         for name, child in list(module.named_children()):
-            if is_gated_mlp(child) and packable(child, MLP_PARTS, quantization):
+            if packable(child, MLP_PARTS, quantization) and is_gated_mlp(child):
                 setattr(module, name, GatedMLP(child, quantization))
             elif on_cpu and (norm := fast_norm(child)) is not None:
                 setattr(module, name, norm)
-            else:
-                continue
-            replaced += 1
-        replaced += share_siblings(module, quantization)
-        replaced += on_cpu and use_fast_rotary(module, model.dtype)
+        share_siblings(module, quantization)
+        if on_cpu:
+            use_fast_rotary(module, model.dtype)
         for name, child in list(module.named_children()):
             own = HEADS.get(quantization, quantization) if child is head else quantization
             if can_pack(child, own):
                 setattr(module, name, faster([child], own, is_head=child is head))
-                replaced += 1
-    return replaced
 
 
 def leave_file(model: nn.Module) -> None:
@@ -70,18 +63,14 @@ def leave_file(model: nn.Module) -> None:
 
 def packable(module: nn.Module, names: tuple[str, ...], quantization: str | None) -> bool:
     """Whether it has all these linear layers, all alike in dtype and in having a bias."""
-    layers = [getattr(module, name, None) for name in names]
-    kinds = {
-        (layer.weight.dtype, layer.bias is None)
-        for layer in layers
-        if isinstance(layer, nn.Linear) and can_pack(layer, quantization)
-    }
-    return len(kinds) == 1 and all(can_pack(layer, quantization) for layer in layers)
+    layers: list[Any] = [getattr(module, name, None) for name in names]
+    if not all(can_pack(layer, quantization) for layer in layers):
+        return False
+    return len({(layer.weight.dtype, layer.bias is None) for layer in layers}) == 1
 
 
-def share_siblings(module: nn.Module, quantization: str | None) -> int:
+def share_siblings(module: nn.Module, quantization: str | None) -> None:
     """Fuse projections of the same input."""
-    replaced = 0
     for names in SIBLINGS:
         if not packable(module, names, quantization):
             continue
@@ -90,8 +79,6 @@ def share_siblings(module: nn.Module, quantization: str | None) -> int:
             shared = SharedLinear(layers, quantization)
             for index, name in enumerate(names):
                 setattr(module, name, LinearPart(shared, index))
-            replaced += len(names)
-    return replaced
 
 
 def use_fast_rotary(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -119,27 +106,25 @@ def same_rotation(rotary: Rotary, original: Callable[..., Any], dtype: torch.dty
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, heads, 5, 64, generator=generator).to(dtype) for heads in (4, 2))
     cos, sin = torch.randn(2, 1, 5, 64, generator=generator).to(dtype)
-    try:
-        wanted = original(q, k, cos, sin)
-        return all(map(close, rotary(q, k, cos, sin), wanted))
-    except Exception:  # it takes something else
-        return False
+
+    def rotated(rotate: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+        return lambda tensors: torch.cat(rotate(*tensors), dim=1)
+
+    return same(rotated(rotary), rotated(original), (q, k, cos, sin))
 
 
 def is_gated_mlp(module: nn.Module) -> bool:
     """Whether it computes down(silu(gate(x)) * up(x)) and nothing else: it is asked to."""
     if not all(type(getattr(module, name, None)) is nn.Linear for name in MLP_PARTS):
         return False
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        return module.down_proj(F.silu(module.gate_proj(x)) * module.up_proj(x))
+
     weight = module.gate_proj.weight
     steps = torch.linspace(-10, 10, 101, dtype=weight.dtype, device=weight.device)
     x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
-    try:
-        gate, up = module.gate_proj(x), module.up_proj(x)
-        return close(module.act_fn(steps), F.silu(steps)) and close(
-            module(x), module.down_proj(F.silu(gate) * up)
-        )
-    except Exception:  # whatever its forward wants, it is another kind of module
-        return False
+    return same(F.silu, getattr(module, "act_fn", None), steps) and same(gated, module, x)
 
 
 def fast_norm(module: nn.Module) -> RMSNorm | None:
@@ -151,25 +136,23 @@ def fast_norm(module: nn.Module) -> RMSNorm | None:
     known = weight.dtype in TOLERANCE and weight.device.type == "cpu" and weight.dim() == 1
     if not isinstance(eps, float) or not known or len(weight) % 16:
         return None
+    large = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
+    rows = [(large * scale).to(weight.dtype) for scale in (1.0, 1e-3)]  # in the last, eps counts
     candidates = (RMSNorm(weight, eps, offset) for offset in (0.0, 1.0))
-    return next((norm for norm in candidates if same_norm(norm, module)), None)
+    return next((norm for norm in candidates if same(norm, module, *rows)), None)
 
 
-def same_norm(norm: RMSNorm, module: nn.Module) -> bool:
-    """Compared on large rows, and on rows so small that eps counts."""
+def same(ours: Callable[..., Any], theirs: Any, *inputs: Any) -> bool:
+    """Whether both make the same of each input, but for rounding, by the norm of the difference.
+
+    Ours may write to its input, and comes second.
+    """
     try:
-        return all(close(norm(x), module(x)) for x in probe_rows(norm.weight))
-    except Exception:  # a norm that wants more than one argument
+        for x in inputs:
+            wanted, found = theirs(x), ours(x)
+            tolerance = TOLERANCE[wanted.dtype] * wanted.float().norm()
+            if not (found.float() - wanted.float()).norm() <= tolerance:
+                return False
+    except Exception:  # whatever theirs wants, it is of another kind
         return False
-
-
-def probe_rows(weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    rows = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
-    for scale in (1.0, 1e-3):
-        yield (rows * scale).to(weight.dtype)
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Equal but for rounding, by the norm of the difference."""
-    tolerance = TOLERANCE[wanted.dtype] * wanted.float().norm()
-    return bool((found.float() - wanted.float()).norm() <= tolerance)
+    return True

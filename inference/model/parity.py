@@ -6,7 +6,7 @@ masks, remote code), so the paged path has to reproduce what transformers alone 
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,16 @@ LOW_PRECISION_TOLERANCE = 0.1
 QUANTIZED_TOLERANCE = {"int8": 0.3, "fp8": 0.6, "int4": 0.9}
 
 
+class Sample(NamedTuple):
+    """Some tokens, and the logits that a model should have for them: `[T, vocab_size]`."""
+
+    token_ids: list[int]
+    logits: Tensor
+
+
 @torch.inference_mode()
-def plain_logits(model: PreTrainedModel, num_tokens: int = NUM_TOKENS) -> tuple[list[int], Tensor]:
-    """Random tokens, and what transformers computes for them alone: `[num_tokens, vocab_size]`.
+def plain_logits(model: PreTrainedModel, num_tokens: int = NUM_TOKENS) -> Sample:
+    """Random tokens, and what transformers computes for them alone.
 
     With the model's own cache, as `generate` would: some families behave differently without.
     """
@@ -39,15 +46,15 @@ def plain_logits(model: PreTrainedModel, num_tokens: int = NUM_TOKENS) -> tuple[
     vocab_size = model.get_input_embeddings().weight.shape[0]
     token_ids = torch.randint(vocab_size, (1, num_tokens), generator=generator)
     logits = model(input_ids=token_ids.to(model.device), use_cache=True).logits
-    return token_ids[0].tolist(), logits[0].float()
+    return Sample(token_ids[0].tolist(), logits[0].float())
 
 
 def enter_paged(
-    model: PreTrainedModel, max_model_len: int, token_ids: list[int], expected: Tensor
+    model: PreTrainedModel, max_model_len: int, sample: Sample
 ) -> tuple[list[LayerSpec], str | None]:
     """Switch the model to paged attention if it can: its layers, or the reason why it cannot.
 
-    `expected` are the `plain_logits` of `token_ids`. A model that cannot is left as it was.
+    `sample` holds its `plain_logits`. A model that cannot is left as it was.
     """
     if getattr(model, "_is_stateful", False):
         return [], "it keeps recurrent state"
@@ -60,7 +67,7 @@ def enter_paged(
         reason = failure(error)
     if reason is None:
         model.set_attn_implementation(attention.NAME)
-        reason = difference(model, layers, token_ids, expected)
+        reason = difference(model, layers, sample)
     if reason is not None:
         model.set_attn_implementation(plain)
     return layers, reason
@@ -69,18 +76,20 @@ def enter_paged(
 def difference(
     model: PreTrainedModel,
     layers: list[LayerSpec],
-    token_ids: list[int],
-    expected: Tensor,
+    sample: Sample,
     tolerance: float | None = None,
 ) -> str | None:
-    """How the model's paged path fails to give the `expected` logits; None if it gives them.
+    """How the model's paged path fails to give the sample's logits; None if it gives them.
 
     They may differ by `tolerance`, or else by rounding in the model's dtype.
     """
     try:
-        return compare(model, layers, token_ids, expected, tolerance)
+        logits = paged_logits(model, layers, sample.token_ids)
     except Exception as error:
         return failure(error)
+    if agree(model, logits, sample.logits, tolerance):
+        return None
+    return f"the logits of its paged path are off by {relative_error(logits, sample.logits):.1%}"
 
 
 def failure(error: Exception) -> str:
@@ -148,19 +157,6 @@ def rope_objection(parameters: Mapping[str, Any], max_model_len: int) -> str | N
         if rope.get("rope_type") in ("dynamic", "longrope") and max_model_len > original:
             return f"its rotary embedding changes with the batch beyond max_model_len {original}"
     return None
-
-
-def compare(
-    model: PreTrainedModel,
-    layers: list[LayerSpec],
-    token_ids: list[int],
-    expected: Tensor,
-    tolerance: float | None,
-) -> str | None:
-    logits = paged_logits(model, layers, token_ids)
-    if agree(model, logits, expected, tolerance):
-        return None
-    return f"the logits of its paged path are off by {relative_error(logits, expected):.1%}"
 
 
 def paged_logits(model: PreTrainedModel, layers: list[LayerSpec], token_ids: list[int]) -> Tensor:

@@ -106,18 +106,19 @@ class SequentialRunner:
 
     def _continues(self) -> bool:
         """Whether going on from the model's cache gives what computing everything at once does."""
-        token_ids, expected = parity.plain_logits(self._model, MIN_MODEL_LEN)
+        sample = parity.plain_logits(self._model, MIN_MODEL_LEN)
         bounds = [0, *range(MIN_MODEL_LEN - 4, MIN_MODEL_LEN + 1)]
         logits = []
         try:
             for start, end in pairwise(bounds):
                 rows = list(range(end - start))
-                inputs = ModelInputs(token_ids[start:end], [len(rows)], [end], [[]], rows, [0])
+                tokens = sample.token_ids[start:end]
+                inputs = ModelInputs(tokens, [len(rows)], [end], [[]], rows, [0])
                 logits.append(self.forward(inputs))
         except Exception:
             logger.debug("the model's cache failed", exc_info=True)
             return False
-        return parity.agree(self._model, torch.cat(logits), expected)
+        return parity.agree(self._model, torch.cat(logits), sample.logits)
 
     @torch.inference_mode()
     def forward(self, inputs: ModelInputs) -> Tensor:

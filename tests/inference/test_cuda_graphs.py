@@ -42,7 +42,7 @@ def test_padding_goes_to_block_0():
 def model() -> PreTrainedModel:
     """A model that attends to a paged cache."""
     model = make_model("qwen3")
-    assert parity.enter_paged(model, 128, *parity.plain_logits(model))[1] is None
+    assert parity.enter_paged(model, 128, parity.plain_logits(model))[1] is None
     return model
 
 

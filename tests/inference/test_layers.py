@@ -241,7 +241,7 @@ def test_mlps_that_do_something_else_stay():
 def test_no_linear_layer_of_a_family_is_left(family):
     """That they still compute the same is tested where models are loaded, by test_parity.py."""
     model = make_model(family)
-    assert optimize.optimize(model) > 10
+    optimize.optimize(model)
     assert not any(type(module) is nn.Linear for module in model.modules())
     if family in ("qwen3", "llama", "mistral"):
         layer = model.model.layers[0]
@@ -329,8 +329,10 @@ def test_fp8_of_a_whole_model(family, monkeypatch):
     for module in oracle.model.modules():
         if type(module) is nn.Linear:
             module.__class__ = InFp8
-    assert optimize.optimize(model, "fp8") == 3 * 5
-    assert isinstance(model.model.layers[0].mlp.down, Fp8Linear)
+    optimize.optimize(model, "fp8")
+    for layer in model.model.layers:  # o, gate with up, down; q, k and v share another
+        assert sum(isinstance(module, Fp8Linear) for module in layer.modules()) == 3
+        assert isinstance(layer.self_attn.v_proj, LinearPart)
     assert type(model.lm_head) is nn.Linear
 
     token_ids = torch.tensor([random_prompt(20)])

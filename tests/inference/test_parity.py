@@ -129,23 +129,23 @@ def test_sliding_window_that_attention_is_not_told_of_is_not_paged():
     model = make_model("gemma2")
     for layer in model.model.layers:
         layer.self_attn.sliding_window = None
-    token_ids, logits = parity.plain_logits(model, 8)  # too few to see the window
-    assert "only in the mask" in parity.enter_paged(model, 128, token_ids, logits)[1]
+    sample = parity.plain_logits(model, 8)  # too few to see the window
+    assert "only in the mask" in parity.enter_paged(model, 128, sample)[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gate_tells_wrong_logits_from_rounding(dtype):
     model = make_model("qwen3").to(dtype)
     plain = model.config._attn_implementation
-    token_ids, logits = parity.plain_logits(model)
+    sample = parity.plain_logits(model)
     for layer in model.model.layers:
         layer.self_attn.scaling *= 1.5
-    layers, reason = parity.enter_paged(model, 128, token_ids, logits)
+    layers, reason = parity.enter_paged(model, 128, sample)
     assert "off by" in reason
     assert model.config._attn_implementation == plain
     for layer in model.model.layers:
         layer.self_attn.scaling /= 1.5
-    layers, reason = parity.enter_paged(model, 128, token_ids, logits)
+    layers, reason = parity.enter_paged(model, 128, sample)
     assert reason is None
     assert model.config._attn_implementation == "nano"
     assert len(layers) == 3
@@ -154,8 +154,8 @@ def test_gate_tells_wrong_logits_from_rounding(dtype):
 def test_a_compiler_takes_the_whole_model_as_one_graph():
     """Attention is an operation to it, so that runs of any kind are the same graph."""
     model = make_model("qwen3", num_hidden_layers=2)
-    token_ids, logits = parity.plain_logits(model)
-    layers, _ = parity.enter_paged(model, 128, token_ids, logits)
+    sample = parity.plain_logits(model)
+    layers, _ = parity.enter_paged(model, 128, sample)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     compiled_caches, caches = (allocate_caches(layers, 5, 16, model) for _ in range(2))
     for inputs in (
