@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -84,17 +83,6 @@ class BlockPool:
         """Let nobody find the blocks of `seq` any more: what is in them may be wrong."""
         for block in seq.block_table:
             self._unhash(block)
-
-    def check(self, held: Iterable[Sequence]) -> None:
-        """Prove that every block is either free or held, and counted right (for tests)."""
-        counts = [0] * self.num_blocks
-        for seq in held:
-            for block in seq.block_table:
-                counts[block] += 1
-        if counts != self._ref_counts:
-            raise RuntimeError("reference counts do not match the block tables")
-        if {block for block in range(1, self.num_blocks) if not counts[block]} != set(self._free):
-            raise RuntimeError("the free list does not hold exactly the unreferenced blocks")
 
     def _take(self) -> int:
         block, _ = self._free.popitem(last=False)

@@ -22,6 +22,7 @@ from inference.metrics import EngineStats
 from inference.request import Delta, ModelInfo, Request
 
 OnArrival = Callable[["Generation"], None]
+Arrivals = list[tuple["Generation", Delta | EngineError]]  # for one event loop
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class Generation:
         self._arrived = asyncio.Event()
         self._delta: Delta | None = None
         self._error: EngineError | None = None
-        self._ended = False
+        self.has_ended = False
         self.is_queued = True  # until the engine has something to say to it
 
     async def __aenter__(self) -> Self:
@@ -89,7 +90,7 @@ class Generation:
 
     def abort(self) -> None:
         """End the sequence, if it has not ended; its blocks are free before the next step."""
-        if not self._ended:
+        if not self.has_ended:
             self._engine.abort(self.request.request_id)
 
     def cancel(self) -> None:
@@ -102,7 +103,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> Delta:
-        if self._ended:
+        if self.has_ended:
             raise StopAsyncIteration
         await self._arrived.wait()
         return self.take()
@@ -116,21 +117,17 @@ class Generation:
     @property
     def has_arrived(self) -> bool:
         """Whether there is something to take."""
-        return self._arrived.is_set() and not self._ended
-
-    @property
-    def has_ended(self) -> bool:
-        return self._ended
+        return self._arrived.is_set() and not self.has_ended
 
     def take(self) -> Delta:
         """What has come since the last time. If that is nothing, raises what ended the sequence."""
         delta, self._delta = self._delta, None
         if delta is None:
-            self._ended = True
+            self.has_ended = True
             raise self._error or EngineFailed("The engine has stopped.")
         if self._error is None:  # else the next turn finds the error
             self._arrived.clear()
-        self._ended = delta.finish_reason is not None
+        self.has_ended = delta.finish_reason is not None
         return delta
 
     def deliver(self, item: Delta | EngineError) -> None:
@@ -269,8 +266,7 @@ class EngineClient:
         return True
 
     def _publish(self, outputs: list[Output]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta | EngineError]]]
-        by_loop = defaultdict(list)
+        by_loop: dict[asyncio.AbstractEventLoop, Arrivals] = defaultdict(list)
         for request_id, item in outputs:
             if (generation := self._generations.get(request_id)) is None:
                 continue  # aborted while the step ran
@@ -281,11 +277,7 @@ class EngineClient:
         for loop, items in by_loop.items():
             self._wake(loop, items)
 
-    def _wake(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        items: list[tuple[Generation, Delta | EngineError]],
-    ) -> None:
+    def _wake(self, loop: asyncio.AbstractEventLoop, items: Arrivals) -> None:
         try:
             loop.call_soon_threadsafe(_deliver, items)
         except RuntimeError:  # the loop is closed, nobody will read this
@@ -296,6 +288,6 @@ class EngineClient:
         self._publish([(key, error) for key in list(self._generations) if key not in but])
 
 
-def _deliver(items: list[tuple[Generation, Delta | EngineError]]) -> None:
+def _deliver(items: Arrivals) -> None:
     for generation, item in items:
         generation.deliver(item)

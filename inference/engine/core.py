@@ -149,10 +149,9 @@ class EngineCore:
 
     def _refuse_late(self) -> None:
         for seq in [seq for seq in self.scheduler.waiting if seq.waits_too_long]:
-            self._forget(seq)
             waited_s = round(seq.age_s)
             message = f"The server is busy: your request has waited {waited_s} s in vain."
-            self._outputs.append((seq.request.request_id, QueueTimeout(message, waited_s)))
+            self._hand_on(seq, QueueTimeout(message, waited_s))
 
     def _run(self, batch: Batch) -> None:
         """Launch a run, and look only then at what the one before has brought.
@@ -188,7 +187,7 @@ class EngineCore:
             self._run(batch.without(batch.seqs[middle:]))
             self._run(batch.without(batch.seqs[:middle]))
         elif batch and not is_smaller:  # else its next chunk will be smaller
-            self._fail(batch.seqs[0], exc)
+            self._hand_on(batch.seqs[0], failure(exc))
 
     def _sample(self, batch: Batch, kept: Batch, logits: Tensor) -> None:
         """Choose tokens for who is `kept` of the batch. No sequence has moved on if this raises."""
@@ -244,13 +243,11 @@ class EngineCore:
     ) -> None:
         seq = batch.seqs[index]
         try:
-            delta: Delta | EngineError = seq.delta(self._take(batch, index, token_ids), logprobs)
+            item: Delta | EngineError = seq.delta(self._take(batch, index, token_ids), logprobs)
         except Exception as exc:
-            delta, seq.finish_reason = failure(exc), FinishReason.ABORT
+            item = failure(exc)
             self.pool.forget(seq)
-        self._outputs.append((seq.request.request_id, delta))
-        if seq.finish_reason:
-            self._forget(seq)
+        self._hand_on(seq, item)
 
     def _take(self, batch: Batch, index: int, token_ids: list[int]) -> int:
         """Append what was sampled, up to the first token that was guessed wrong; how many.
@@ -282,13 +279,12 @@ class EngineCore:
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.append(entry)
 
-    def _fail(self, seq: Sequence, exc: Exception) -> None:
-        self._forget(seq)
-        self._outputs.append((seq.request.request_id, failure(exc)))
-
-    def _forget(self, seq: Sequence) -> None:
-        self._seqs.pop(seq.request.request_id, None)
-        self.scheduler.finish(seq, FinishReason.ABORT)
+    def _hand_on(self, seq: Sequence, item: Delta | EngineError) -> None:
+        """What there is to say of a sequence, which is let go of if it has ended or fails."""
+        self._outputs.append((seq.request.request_id, item))
+        if seq.finish_reason or isinstance(item, EngineError):
+            self._seqs.pop(seq.request.request_id, None)
+            self.scheduler.finish(seq, FinishReason.ABORT)
 
 
 def failure(exc: Exception) -> EngineError:

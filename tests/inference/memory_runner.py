@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -103,7 +104,15 @@ def drain(core: EngineCore, answers: dict[str, list[int]] | None = None) -> dict
 def take_step(core: EngineCore, answers: dict[str, list[int]]) -> None:
     for request_id, delta in core.step():
         answers.setdefault(request_id, []).extend(delta.token_ids)
-    core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+    check_blocks(core)
+
+
+def check_blocks(core: EngineCore) -> None:
+    """Every block is either free or held, and counted right."""
+    pool, held = core.pool, [*core.scheduler.running, *core.scheduler.waiting]
+    counts = Counter(block for seq in held for block in seq.block_table)
+    assert pool._ref_counts == [counts[block] for block in range(pool.num_blocks)]
+    assert set(pool._free) == {block for block in range(1, pool.num_blocks) if not counts[block]}
 
 
 def random_arrivals(seed: int, answer: Answer = next_token, **limits) -> EngineCore:

@@ -9,6 +9,7 @@ from inference.engine.core import EngineCore
 from inference.errors import EngineFailed
 from inference.request import FinishReason
 from tests.inference.memory_runner import (
+    check_blocks,
     drain,
     make_core,
     make_request,
@@ -253,7 +254,7 @@ def outcomes(core: EngineCore) -> tuple[dict[str, list[int]], set[str]]:
                 failed.add(key)
             else:
                 found.setdefault(key, []).extend(item.token_ids)
-        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+        check_blocks(core)
     return found, failed
 
 

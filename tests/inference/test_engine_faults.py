@@ -13,7 +13,7 @@ from inference.engine.thread import MAX_RESTARTS, ThreadEngine
 from inference.errors import EngineFailed, EngineLost, EngineNotReady, ModelLoadError
 from tests.faults import FaultyRunner
 from tests.inference.engine_server import connected, served
-from tests.inference.memory_runner import make_core, make_request, naive
+from tests.inference.memory_runner import check_blocks, make_core, make_request, naive
 from tests.inference.test_client import make_info, read, wait_until
 
 TIMEOUT_S = 1.0  # a step of a busy machine takes less
@@ -114,7 +114,7 @@ async def test_a_thread_that_was_given_up_has_no_part_in_what_follows(engines):
 
     assert await asyncio.gather(*map(read, answers)) == [naive([i + 2], 60) for i in range(6)]
     assert engines.cores[0].stats().num_steps == steps
-    engines.cores[1].pool.check([])
+    check_blocks(engines.cores[1])
 
 
 async def test_slow_steps_and_idle_hours_are_no_hanging(engines):

@@ -8,6 +8,7 @@ import torch
 from inference.config import EngineConfig
 from inference.request import Request, SamplingParams
 from inference.service import load_core
+from tests.inference.memory_runner import check_blocks
 from tests.inference.tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, save_model
 
 
@@ -44,7 +45,7 @@ def answers_of(core, requests: dict, rng, **sampling) -> dict[str, list[int]]:
     def step() -> None:
         for request_id, delta in core.step():
             answers[request_id] += delta.token_ids
-        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+        check_blocks(core)
 
     for request_id, (prompt, max_tokens) in requests.items():
         params = SamplingParams(max_tokens=max_tokens, **sampling)

@@ -27,7 +27,7 @@ from inference.text.output_parser import OutputParser
 from inference.text.syntax import CALLS, REASONING
 from inference.text.thinking import Thought
 from tests.helpers import byte_tokenizer
-from tests.inference.memory_runner import MemoryRunner
+from tests.inference.memory_runner import MemoryRunner, check_blocks
 
 torch.set_num_threads(1)
 
@@ -811,7 +811,7 @@ def run(core: EngineCore, *requests: Request) -> dict[str, Delta | Exception]:
                 answers[name].extend(delta)
             else:
                 answers[name] = delta
-        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+        check_blocks(core)
     assert core.pool.num_free == core.pool.num_blocks - 1
     return answers
 

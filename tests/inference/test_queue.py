@@ -12,7 +12,7 @@ from inference.engine import sequence
 from inference.engine.client import QueueLimits
 from inference.errors import EngineOverloaded, QueueTimeout
 from inference.request import FinishReason
-from tests.inference.memory_runner import make_core, make_request, naive
+from tests.inference.memory_runner import check_blocks, make_core, make_request, naive
 from tests.inference.test_client import core, engine, gate, read, thread_engine, wait_until
 
 __all__ = ["core", "engine", "gate", "thread_engine"]  # fixtures
@@ -24,7 +24,7 @@ def order_of_ends(core) -> list[str]:
         for request_id, delta in core.step():
             if delta.finish_reason:
                 ends.append(request_id)
-        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+        check_blocks(core)
     return ends
 
 

@@ -9,6 +9,7 @@ from inference.model import sampler
 from inference.request import FinishReason, Request, SamplingParams
 from tests.inference.memory_runner import (
     MemoryRunner,
+    check_blocks,
     drain,
     make_core,
     make_request,
@@ -132,7 +133,7 @@ def flat_answers(monkeypatch, *, is_far: bool) -> tuple[dict[str, list], int]:
         for request_id, delta in core.step():
             answers.setdefault(request_id, []).extend(delta.logprobs)
             answers[request_id] += [delta.finish_reason] if delta.finish_reason else []
-        core.pool.check([*core.scheduler.running, *core.scheduler.waiting])
+        check_blocks(core)
     return answers, core.stats().num_steps
 
 
