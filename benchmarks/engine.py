@@ -29,7 +29,8 @@ from benchmarks.figures import table
 from benchmarks.limits import matmul_rate, read_bandwidth, synchronize
 from benchmarks.make_model import MODELS, find_or_make
 from inference.config import EngineConfig
-from inference.engine.core import EngineCore, EngineLimits, Runner
+from inference.engine.core import EngineCore, Runner
+from inference.engine.scheduler import EngineLimits
 from inference.errors import ModelLoadError
 from inference.model.context import LayerCache
 from inference.model.inputs import ModelInputs

@@ -18,8 +18,9 @@ from inference.config import EngineConfig
 from inference.demo_model import DEMO_MODEL_NAME, DEMO_MODEL_PATH
 from inference.engine.address import listening
 from inference.engine.client import EngineClient, Place, QueueLimits
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
 from inference.engine.remote import SocketEngine
+from inference.engine.scheduler import EngineLimits
 from inference.engine.server import EngineServer
 from inference.engine.thread import Load, Report, ThreadEngine
 from inference.errors import ModelLoadError, ShuttingDown

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from inference.engine.client import EngineClient, QueueLimits
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import EngineLimits
 from inference.engine.thread import ThreadEngine
 from inference.model.inputs import ModelInputs
 from inference.request import ModelInfo

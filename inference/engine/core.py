@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference.engine.batch import Batch
 from inference.engine.block_pool import BlockPool
-from inference.engine.scheduler import Scheduler
+from inference.engine.scheduler import EngineLimits, Scheduler
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
 from inference.errors import EngineError, EngineFailed, QueueTimeout
@@ -34,22 +34,6 @@ class Runner(Protocol):
         """Float32 logits, `[len(inputs.logit_rows), vocab_size]`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """What the loaded model and the machine allow."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_num_prefill_tokens: int = 0  # budget of a step without decoding, where it is larger
-    block_size: int
-    eos_token_ids: frozenset[int]
-    enable_prefix_caching: bool = True
-    num_speculative_tokens: int = 0  # guessed at a time; 0 for none
-    max_speculative_rows: int = 16  # of a batch with guesses
-    async_scheduling: bool = False  # launch a run before the tokens of the one before are known
-
-
 class UnderWay(NamedTuple):
     """A run whose tokens only the device knows yet."""
 
@@ -61,17 +45,10 @@ class EngineCore:
     """Scheduler, model and sampler. Not thread-safe: one thread calls everything."""
 
     def __init__(self, runner: Runner, limits: EngineLimits, cache_root: bytes = b"") -> None:
-        self.limits = limits
-        self._runner = runner
+        self.limits, self._runner = limits, runner
         self.pool = BlockPool(runner.num_blocks, limits.block_size, cache_root)
-        self.scheduler = Scheduler(
-            self.pool,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-            max_num_prefill_tokens=limits.max_num_prefill_tokens,
-            enable_prefix_caching=limits.enable_prefix_caching,
-            proposer=NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows),
-        )
+        proposer = NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows)
+        self.scheduler = Scheduler(self.pool, limits, proposer)
         self._seqs: dict[str, Sequence] = {}
         self._outputs: list[Output] = []  # not handed on yet
         self._under_way = UnderWay(Batch(), None)
@@ -210,12 +187,14 @@ class EngineCore:
     def _need_less_memory(self) -> bool:
         """From now on compute fewer tokens at once, if it can be fewer."""
         torch.cuda.empty_cache()
-        scheduler = self.scheduler
-        most = max(scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens)
-        budget = max(scheduler.max_num_batched_tokens // 2, scheduler.max_num_seqs)
+        limits = self.scheduler.limits
+        most = max(limits.max_num_batched_tokens, limits.max_num_prefill_tokens)
+        budget = max(limits.max_num_batched_tokens // 2, limits.max_num_seqs)
         if budget < most:
             logger.error("out of memory: only %d tokens in one step from now on", budget)
-        scheduler.max_num_batched_tokens, scheduler.max_num_prefill_tokens = budget, 0
+        self.scheduler.limits = replace(
+            limits, max_num_batched_tokens=budget, max_num_prefill_tokens=0
+        )
         return budget < most
 
     def _land(self) -> set[Sequence]:

@@ -3,6 +3,7 @@
 import itertools
 from bisect import insort
 from collections import deque
+from dataclasses import dataclass
 from operator import attrgetter
 
 from inference.engine.batch import Batch
@@ -12,6 +13,22 @@ from inference.engine.speculative import NgramProposer
 from inference.request import FinishReason
 
 RANK = attrgetter("rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What the loaded model and the machine allow."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_prefill_tokens: int = 0  # budget of a step without decoding, where it is larger
+    block_size: int
+    eos_token_ids: frozenset[int]
+    enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0  # guessed at a time; 0 for none
+    max_speculative_rows: int = 16  # of a batch with guesses
+    async_scheduling: bool = False  # launch a run before the tokens of the one before are known
 
 
 class Scheduler:
@@ -24,22 +41,8 @@ class Scheduler:
     The rule (one arithmetic of computed against known tokens, no phases) is vLLM v1's.
     """
 
-    def __init__(
-        self,
-        pool: BlockPool,
-        *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_num_prefill_tokens: int = 0,
-        proposer: NgramProposer,
-        enable_prefix_caching: bool = True,
-    ) -> None:
-        self.pool = pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_num_prefill_tokens = max_num_prefill_tokens
-        self.enable_prefix_caching = enable_prefix_caching
-        self.proposer = proposer
+    def __init__(self, pool: BlockPool, limits: EngineLimits, proposer: NgramProposer) -> None:
+        self.pool, self.limits, self.proposer = pool, limits, proposer
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._arrivals = itertools.count()
@@ -67,14 +70,14 @@ class Scheduler:
     def _token_budget(self) -> int:
         """Larger while nobody waits for the next token: few large chunks take less than many."""
         if any(seq.num_pending_tokens == 1 for seq in self.running):
-            return self.max_num_batched_tokens
-        return max(self.max_num_batched_tokens, self.max_num_prefill_tokens)
+            return self.limits.max_num_batched_tokens
+        return max(self.limits.max_num_batched_tokens, self.limits.max_num_prefill_tokens)
 
     def advance(self, seq: Sequence, count: int) -> None:
         """Take over that `count` more tokens have been computed, all of them known by now."""
         before = seq.num_computed_tokens
         seq.num_computed_tokens += count
-        if self.enable_prefix_caching:
+        if self.limits.enable_prefix_caching:
             self.pool.cache_full_blocks(seq, before)
 
     def finish(self, seq: Sequence, reason: FinishReason | None = None) -> None:
@@ -107,7 +110,7 @@ class Scheduler:
         """Admit who waits, but for those whose prefix somebody else is computing just now."""
         promised = self._promised_blocks()
         for seq in list(self.waiting):
-            if not budget or len(self.running) >= self.max_num_seqs:
+            if not budget or len(self.running) >= self.limits.max_num_seqs:
                 break
             if seq.awaited_block in promised:
                 continue
@@ -122,7 +125,7 @@ class Scheduler:
 
     def _promised_blocks(self) -> set[bytes]:
         """Digests of the blocks that running sequences will have computed soon."""
-        if not (self.enable_prefix_caching and self.waiting):
+        if not (self.limits.enable_prefix_caching and self.waiting):
             return set()
         size = self.pool.block_size
         return {
@@ -167,7 +170,7 @@ class Scheduler:
 
     def _match_prefix(self, seq: Sequence) -> list[int]:
         # a prompt whose log probabilities are wanted has to be computed, all of it
-        if not self.enable_prefix_caching or seq.prompt_logprobs is not None:
+        if not self.limits.enable_prefix_caching or seq.prompt_logprobs is not None:
             return []
         return self.pool.match_prefix(seq)
 

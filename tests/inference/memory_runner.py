@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from inference.engine.block_pool import BlockPool
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import EngineLimits
 from inference.engine.sequence import Sequence
 from inference.model.inputs import ModelInputs
 from inference.request import Request, SamplingParams

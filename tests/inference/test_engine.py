@@ -308,7 +308,7 @@ def test_too_little_memory_makes_steps_smaller_and_costs_nobody():
     sizes = fail_on(core, poison=0, error=torch.OutOfMemoryError)
 
     assert drain(core) == {key: naive(prompt, 4) for key, prompt in prompts.items()}
-    assert core.scheduler.max_num_batched_tokens == 8
+    assert core.scheduler.limits.max_num_batched_tokens == 8
     assert min(sizes) >= 1 and sizes[:3] == [6, 3, 1]
 
 

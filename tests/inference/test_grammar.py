@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from inference.demo_model import DEMO_MODEL_PATH
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import EngineLimits
 from inference.errors import ConstraintFailed, InvalidGrammar
 from inference.request import Delta, FinishReason, ModelInfo, Request, SamplingParams
 from inference.text import grammar

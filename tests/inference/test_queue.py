@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -180,7 +181,8 @@ class TestTheQueueIsBounded:
         assert answers == [*(naive([1, i], 2) for i in range(6)), naive([2], 2)]
 
     async def test_a_refusal_comes_as_it_is_and_says_when_to_come_back(self, core, engine):
-        core.scheduler.max_num_seqs, forward = 1, core._runner.forward
+        core.scheduler.limits = replace(core.scheduler.limits, max_num_seqs=1)
+        forward = core._runner.forward
         core._runner.forward = lambda inputs: time.sleep(0.02) or forward(inputs)
         running = engine.generate(make_request("running", [1], 60))
         await anext(running)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import EngineLimits
 from inference.errors import EngineFailed
 from inference.model import sampler
 from inference.request import FinishReason, Request, SamplingParams

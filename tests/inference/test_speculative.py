@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from inference.engine.core import EngineCore, EngineLimits
+from inference.engine.core import EngineCore
+from inference.engine.scheduler import EngineLimits
 from inference.engine.sequence import Sequence
 from inference.engine.speculative import NgramProposer
 from inference.request import FinishReason, Request, SamplingParams

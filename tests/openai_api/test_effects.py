@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -299,7 +300,8 @@ class TestPriority:
         return answer
 
     async def test_the_lowest_goes_first_and_equals_in_turn(self, client, engine, begun, gate):
-        engine._life.core.scheduler.max_num_seqs = 1
+        scheduler = engine._life.core.scheduler
+        scheduler.limits = replace(scheduler.limits, max_num_seqs=1)
         tasks = []
         for prompt, priority in [("first", 0), ("c", 5), ("a", -1), ("d", 5), ("b", 0)]:
             fields = {"prompt": prompt, "extra_body": {"priority": priority}}
