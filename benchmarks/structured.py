@@ -20,7 +20,7 @@ from inference.demo_model import DEMO_MODEL_PATH
 from inference.engine.client import EngineClient, QueueLimits
 from inference.engine.thread import ThreadEngine
 from inference.request import Constraint, Request, SamplingParams
-from inference.service import load_core
+from inference.service import reloadable
 from inference.text.grammar import compiler_of, json_part
 
 # Never whole within a round, with a bit of everything: free and enumerated strings, numbers.
@@ -79,7 +79,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     config = EngineConfig(model=checkpoint(args.model), max_model_len=args.tokens + 64)
-    engine = ThreadEngine(lambda report: load_core(config, report), QueueLimits(64))
+    engine = ThreadEngine(reloadable(config), QueueLimits(64))
     while engine.status.state == "loading":
         await asyncio.sleep(0.05)
     began = time.perf_counter()

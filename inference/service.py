@@ -141,7 +141,10 @@ def _in_thread(
 
 
 def reloadable(config: EngineConfig) -> Load:
-    """`load_core` that keeps the weights: each call after the first only makes a new KV cache."""
+    """What loads the model and builds its engine, reporting each stage. Raises ModelLoadError.
+
+    It keeps the weights: each call after the first only makes a new KV cache.
+    """
     loaded: LoadedModel | None = None
 
     def load(report: Report) -> tuple[EngineCore, ModelInfo]:
@@ -163,11 +166,6 @@ def _load_tokenizer(folder: str) -> Any:
     from inference.model import loader
 
     return loader.load_tokenizer(replace(settings.ENGINE, model=folder), Path(folder))
-
-
-def load_core(config: EngineConfig, report: Report) -> tuple[EngineCore, ModelInfo]:
-    """Load the model and build its engine, reporting each stage. Raises ModelLoadError."""
-    return reloadable(config)(report)
 
 
 def logged(report: Report) -> Report:

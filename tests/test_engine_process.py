@@ -124,7 +124,7 @@ def kill_in_the_middle(engine: Process, client: openai.OpenAI) -> None:
 async def in_process_answer() -> str:
     """What the same model says without any process or socket between."""
     config = EngineConfig(kv_cache_memory=2**24, max_model_len=1024)
-    engine = ThreadEngine(lambda report: service.load_core(config, report), QueueLimits(1))
+    engine = ThreadEngine(service.reloadable(config), QueueLimits(1))
     service.install(engine)
     try:
         while engine.status.state == "loading":

@@ -17,6 +17,7 @@ from inference.model.inputs import ModelInputs
 from inference.model.loader import LoadedModel
 from inference.model.memory import cache_memory, readable
 from inference.model.paged import allocate_caches, forward_paged
+from inference.model.transfer import upload
 
 logger = logging.getLogger(__name__)
 
@@ -143,16 +144,12 @@ class SequentialRunner:
 
     def _run(self, start: int, logit_rows: list[int], **settings: Any) -> Any:
         """Run the model over the sequence from `start` on. Some families count from 0 untold."""
+        device, end = self._model.device, len(self._token_ids)
         if "position_ids" in self._accepted:
-            settings["position_ids"] = self._tensor(list(range(start, len(self._token_ids))))[None]
-        return self._model(
-            input_ids=self._tensor(self._token_ids[start:])[None],
-            logits_to_keep=self._tensor(logit_rows),
-            **settings,
-        )
-
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.device)
+            settings["position_ids"] = torch.arange(start, end, device=device)[None]
+        token_ids = upload([self._token_ids[start:]], device)
+        rows = upload(logit_rows, device, torch.long)
+        return self._model(input_ids=token_ids, logits_to_keep=rows, **settings)
 
     def warmup(self) -> None:
         """Run once, so that the first request does not pay for what torch sets up lazily."""

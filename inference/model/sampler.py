@@ -77,10 +77,10 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> "Sampling":
         warp = Warp.of([rows[i] for i in whole], take(best, whole))
         weights = warp.apply_(take(logits, whole)).exp_()
         tokens = put(tokens, whole, invert(weights, warp.noise), warp)
-    if not cut:
-        return Sampling(rows, tokens, best, scored, raw)
-    warp = Warp.of([rows[i] for i in cut], take(best, cut))
-    nucleus = Nucleus(cut, warp.apply_(take(logits, cut)), warp)
+    nucleus = None
+    if cut:
+        warp = Warp.of([rows[i] for i in cut], take(best, cut))
+        nucleus = Nucleus(cut, warp.apply_(take(logits, cut)), warp)
     return Sampling(rows, tokens, best, scored, raw, nucleus)
 
 
@@ -115,7 +115,7 @@ class Sampling:
         best: Tensor,
         scored: list[int],
         raw: Tensor | None,
-        nucleus: "Nucleus | None" = None,
+        nucleus: "Nucleus | None",
     ) -> None:
         self._is_broken = ~(best < torch.inf)  # the best of nan and others is nan
         self.tokens, self._scored, self._raw, self._nucleus = tokens, scored, raw, nucleus

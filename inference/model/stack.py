@@ -128,13 +128,8 @@ class DecoderStack(nn.Module):
         cache = context.layers[0]
         run = context.kernel.described(cache.keys, cache.values, arguments.num_heads)
         arguments.run, arguments.layers = ctypes.addressof(run), ctypes.addressof(layers)
-        for name, tensor in {
-            "hidden": hidden,
-            "cos": cos,
-            "sin": sin,
-            "wanted": wanted,
-            **memory,
-        }.items():
+        tensors = {"hidden": hidden, "cos": cos, "sin": sin, "wanted": wanted} | memory
+        for name, tensor in tensors.items():
             setattr(arguments, name, tensor.data_ptr())
         arguments.num_tokens, arguments.num_wanted = num_tokens, len(wanted)
         arguments.num_threads = torch.get_num_threads()

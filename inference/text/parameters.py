@@ -50,9 +50,8 @@ def typed(text: str, schema: Any) -> Any:
         json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return text
-    kinds = tuple(kind for name in types for kind in _JSON_TYPES.get(name, ()))
-    is_true_kind = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-    return value if is_true_kind else text
+    kinds = {kind for name in types for kind in _JSON_TYPES.get(name, ())}
+    return value if type(value) in kinds else text  # exactly: a bool is an int, too
 
 
 def _types(schema: Any) -> set[str]:

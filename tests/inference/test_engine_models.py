@@ -7,7 +7,7 @@ import torch
 
 from inference.config import EngineConfig
 from inference.request import Request, SamplingParams
-from inference.service import load_core
+from inference.service import reloadable
 from tests.inference.memory_runner import check_blocks
 from tests.inference.tiny_models import EOS_TOKEN_ID, FAMILIES, VOCAB_SIZE, save_model
 
@@ -81,7 +81,7 @@ def test_arrivals_chunks_preemption_and_prefix_hits_change_nothing(
         async_scheduling=ahead,
         speculative=speculative,
     )
-    core, info = load_core(config, lambda stage: None)
+    core, info = reloadable(config)(lambda stage: None)
     requests = workload(rng)
     core.pool = core.scheduler.pool = small_pool(core, block_size)
 
@@ -118,7 +118,7 @@ def test_a_seed_decides_whatever_the_scheduler_does(tmp_path):
             enable_prefix_caching=crowded,
             async_scheduling=crowded,
         )
-        core, _ = load_core(config, lambda stage: None)
+        core, _ = reloadable(config)(lambda stage: None)
         if crowded:
             core.pool = core.scheduler.pool = small_pool(core, 4)
         found = answers_of(core, requests, rng, **sampling)
@@ -131,7 +131,7 @@ def test_a_seed_decides_whatever_the_scheduler_does(tmp_path):
 def test_a_recurrent_model_is_served_one_by_one(tmp_path):
     rng = random.Random(1)
     model = save_model(tmp_path, "mamba")
-    core, _ = load_core(EngineConfig(model=str(tmp_path), device="cpu"), lambda stage: None)
+    core, _ = reloadable(EngineConfig(model=str(tmp_path), device="cpu"))(lambda stage: None)
     requests = workload(rng)
 
     assert core.limits.max_num_seqs == 1
