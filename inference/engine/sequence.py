@@ -23,7 +23,7 @@ _noise = random.Random()  # seeded by the system; nothing here has to be secret
 class Lookup:
     """What `speculative` knows of a sequence: the position after each n-gram, and its luck."""
 
-    num_guessed: int
+    num_guessed: int = 3  # tokens, at first
     followers: dict[tuple[int, ...], int] = field(default_factory=dict)
     num_indexed: int = 0
     pause: int = 0
@@ -58,7 +58,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    lookup: Lookup | None = None
+    lookup: Lookup = field(default_factory=Lookup)
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.request.prompt_token_ids, *self.request.generated_token_ids]

@@ -8,7 +8,6 @@ it would be without guesses, and the first token that differs ends what is taken
 from inference.engine.sequence import Lookup, Sequence
 
 SIZES = (4, 2)  # of the n-grams that are looked for, the longest first
-FIRST_GUESS = 3  # tokens
 MAX_PAUSE = 128  # tokens without a guess, where guesses failed
 
 
@@ -34,8 +33,6 @@ class NgramProposer:
         is_free = seq.constraint is None and not seq.num_output_placeholders
         if room < 1 or seq.num_pending_tokens != 1 or not is_free:
             return []
-        if seq.lookup is None:
-            seq.lookup = Lookup(FIRST_GUESS)
         lookup = seq.lookup
         index(lookup, seq.token_ids)
         if lookup.pause:
@@ -47,8 +44,7 @@ class NgramProposer:
         """Guess more after a hit, less after a miss, and pause longer after each failure."""
         self.num_draft_tokens += num_drafted
         self.num_accepted_tokens += num_accepted
-        if (lookup := seq.lookup) is None:
-            return
+        lookup = seq.lookup
         if num_accepted == num_drafted:
             lookup.num_guessed = min(2 * lookup.num_guessed, self.max_draft)
             lookup.backoff = 1

@@ -42,9 +42,7 @@ class PackedLinear(nn.Module):
         self.dtype = weights[0].dtype
         self.bits = BITS.get(quantization, 8 * self.dtype.itemsize)
         self._out_dtype = out_dtype or self.dtype
-        kernel = kernel_for(self.dtype, quantization, self._out_dtype)
-        assert kernel is not None, "only what can_pack is packed"
-        self._kernel = kernel
+        self._kernel = needed(kernel_for(self.dtype, quantization, self._out_dtype))
         arrange = interleave if gated else stack
         tensors = packed(weights, arrange, quantization)
         if linears[0].bias is not None:
@@ -102,6 +100,11 @@ def kernel_for(
     """The kernel for weights of that kind, if this CPU has the instructions for it."""
     name = NAMES.get(dtype, "none")
     return cpu.kernel(f"linear_{quantization or name}_{name}_{NAMES.get(out_dtype or dtype)}")
+
+
+def needed(kernel: cpu.Kernel | None) -> cpu.Kernel:
+    assert kernel is not None, "layers are only replaced where there are kernels"
+    return kernel
 
 
 class Fp8Linear(nn.Module):
@@ -192,9 +195,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, weight: Tensor, eps: float, offset: float) -> None:
         super().__init__()
-        kernel = cpu.kernel("rms_norm")
-        assert kernel is not None, "layers are only replaced where there are kernels"
-        self._kernel = kernel
+        self._kernel = needed(cpu.kernel("rms_norm"))
         self.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
         self.arguments = cpu.NormArguments(
             weight=self.weight.data_ptr(),
@@ -226,9 +227,7 @@ class Rotary:
     """transformers' `apply_rotary_pos_emb`, but in place."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
-        kernel = cpu.kernel("rotary")
-        assert kernel is not None, "layers are only replaced where there are kernels"
-        self._kernel, self._original = kernel, original
+        self._kernel, self._original = needed(cpu.kernel("rotary")), original
 
     def __call__(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **others: Any

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inference.model.attention import current_context
 from inference.model.context import AttentionContext, LayerCache
 from inference.model.kernels import cpu
-from inference.model.layers import GatedMLP, LinearPart, PackedLinear, RMSNorm, SharedLinear
+from inference.model.layers import GatedMLP, LinearPart, PackedLinear, RMSNorm, SharedLinear, needed
 from inference.model.paged import LayerSpec
 
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -81,7 +81,7 @@ class DecoderStack(nn.Module):
         first, spec = layers[0], specs[0]
         if hasattr(first, "attention_type"):
             self.attention_type = first.attention_type
-        self._kernel = cpu.kernel("decoder_stack")
+        self._kernel = needed(cpu.kernel("decoder_stack"))
         facts = (cpu.DecoderArguments * len(layers))(*map(described, layers, specs))
         self._known: tuple[Sequence[LayerCache], Any] = (), facts  # caches, layers that use them
         shared = shared_projection(first)
@@ -133,7 +133,6 @@ class DecoderStack(nn.Module):
             setattr(arguments, name, tensor.data_ptr())
         arguments.num_tokens, arguments.num_wanted = num_tokens, len(wanted)
         arguments.num_threads = torch.get_num_threads()
-        assert self._kernel is not None
         self._kernel(arguments)
         return hidden
 
