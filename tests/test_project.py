@@ -104,10 +104,10 @@ def test_functions_and_modules_stay_short():
 
 
 def test_the_engine_stays_small_enough_to_read():
-    """4,700 lines of code: without what is there to be read only, and without the kernels."""
+    """4,550 lines of code: without what is there to be read only, and without the kernels."""
     left_out = {"demo_model", "kernels"}
     paths = [path for path in sources("inference") if not left_out.intersection(path.parts)]
-    assert sum(map(num_code_lines, paths)) <= 4700
+    assert sum(map(num_code_lines, paths)) <= 4550
 
 
 def num_code_lines(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,6 @@ from inference.engine.batch import Batch
 from inference.engine.block_pool import BlockPool
 from inference.engine.scheduler import EngineLimits, Scheduler
 from inference.engine.sequence import Sequence
-from inference.engine.speculative import NgramProposer
 from inference.errors import EngineError, EngineFailed, QueueTimeout
 from inference.metrics import STEP_SIZES, EngineStats
 from inference.model import sampler
@@ -47,8 +46,7 @@ class EngineCore:
     def __init__(self, runner: Runner, limits: EngineLimits, cache_root: bytes = b"") -> None:
         self.limits, self._runner = limits, runner
         self.pool = BlockPool(runner.num_blocks, limits.block_size, cache_root)
-        proposer = NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows)
-        self.scheduler = Scheduler(self.pool, limits, proposer)
+        self.scheduler = Scheduler(self.pool, limits)
         self._seqs: dict[str, Sequence] = {}
         self._outputs: list[Output] = []  # not handed on yet
         self._under_way = UnderWay(Batch(), None)

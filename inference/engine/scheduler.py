@@ -41,8 +41,9 @@ class Scheduler:
     The rule (one arithmetic of computed against known tokens, no phases) is vLLM v1's.
     """
 
-    def __init__(self, pool: BlockPool, limits: EngineLimits, proposer: NgramProposer) -> None:
-        self.pool, self.limits, self.proposer = pool, limits, proposer
+    def __init__(self, pool: BlockPool, limits: EngineLimits) -> None:
+        self.pool, self.limits = pool, limits
+        self.proposer = NgramProposer(limits.num_speculative_tokens, limits.max_speculative_rows)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._arrivals = itertools.count()
