@@ -242,8 +242,11 @@ class OutputParser:
 
     def _until(self, pattern: Pattern, kind: str, pieces: list[Piece]) -> Any:
         """Emit what certainly comes before the pattern. Its match, taken away, once it is whole."""
-        is_watching = pattern is not NOTHING
-        match = pattern.search(self._held, partial=True) if is_watching else None
+        if pattern is NOTHING:
+            self._emit(pieces, kind, self._held)
+            self._held = ""
+            return None
+        match = pattern.search(self._held, partial=True)
         start, end = match.span() if match else (len(self._held), len(self._held))
         self._emit(pieces, kind, self._held[:start])
         if match and not match.partial:
