@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 from django.conf import settings
+from django.http import HttpResponse
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
@@ -51,7 +52,7 @@ class AsyncAPIView(APIView):
         self._add_headers(response)
         if not isinstance(response, EventStream):
             await self.record.close(Outcome.SUCCEEDED, response.status_code)
-        return response
+        return rendered(response) if isinstance(response, Response) else response
 
     def perform_authentication(self, request) -> None:
         super().perform_authentication(request)
@@ -117,6 +118,12 @@ class AsyncAPIView(APIView):
         if size > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
             raise BodyTooLarge()
         request.META["CONTENT_LENGTH"] = str(size)
+
+
+def rendered(response: Response) -> HttpResponse:
+    """DRF's as a plain one: Django would have it rendered by a thread that all requests share."""
+    content = response.render().content
+    return HttpResponse(content, status=response.status_code, headers=response.headers)
 
 
 def new_record(request) -> Record:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import httpx2
 import pytest
+from asgiref.sync import sync_to_async
 
 from inference import service
 from inference.engine.client import QueueLimits
@@ -114,6 +115,24 @@ class TestAFullQueue:
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
         assert 1 <= int(refused.headers["retry-after"]) <= 120
         assert not await RequestLog.objects.aexists()
+
+    async def test_neither_a_refusal_nor_an_answer_waits_for_the_thread_of_django(
+        self, http, engine
+    ):
+        """All of Django's synchronous code has one thread, which others may keep busy."""
+        go_on = threading.Event()
+        busy = asyncio.create_task(sync_to_async(go_on.wait)())
+        path, statuses = "/v1/chat/completions", []
+        try:
+            async with asyncio.timeout(20):
+                for limit in (8, 0):
+                    engine.limits = QueueLimits(limit)
+                    answer = await http.post(path, json=BODIES[path] | SHORT[path])
+                    statuses.append(answer.status_code)
+        finally:
+            go_on.set()
+            await busy
+        assert statuses == [200, 429]
 
     async def test_a_refusal_costs_less_than_5_ms(self, engine, transactional_db):
         engine.limits = QueueLimits(0)
