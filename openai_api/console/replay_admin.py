@@ -1,5 +1,6 @@
 """The page on which a stored request is asked again, and both answers are seen side by side."""
 
+import json
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ class ReplayMixin(admin.ModelAdmin):
             pass
         else:
             if response.status_code >= 400:
-                raise ApiError(response.data["error"]["message"])
+                raise ApiError(json.loads(response.content)["error"]["message"])
         self.log_change(request, row, f"Replayed as {request_id}.")
         return request_id
 
