@@ -77,7 +77,6 @@ def number(field: Number) -> Schema:
     bounds = {
         "minimum": field.minimum,
         "maximum": field.maximum,
-        "exclusiveMinimum": field.above,
     }
     kind = "integer" if isinstance(field, Integer) else "number"
     return {"type": kind} | {key: bound for key, bound in bounds.items() if bound is not None}

@@ -105,20 +105,18 @@ class Boolean(StrictField):
 
 
 class Number(StrictField):
-    """A number within [minimum, maximum]; `above` is a bound that is itself excluded."""
+    """A number within [minimum, maximum]."""
 
     kind, expected = "decimal", "a number"
 
-    def __init__(self, minimum=None, maximum=None, *, above=None, **kwargs) -> None:
-        self.minimum, self.maximum, self.above = minimum, maximum, above
+    def __init__(self, minimum=None, maximum=None, **kwargs) -> None:
+        self.minimum, self.maximum = minimum, maximum
         super().__init__(**kwargs)
 
     def check(self, param: str, value):
         value = self.convert(param, value)
         if self.minimum is not None and value < self.minimum:
             raise self._out_of_range(param, "below minimum", ">=", self.minimum, value)
-        if self.above is not None and value <= self.above:
-            raise self._out_of_range(param, "below minimum", ">", self.above, value)
         if self.maximum is not None and value > self.maximum:
             raise self._out_of_range(param, "above maximum", "<=", self.maximum, value)
         return value

@@ -96,7 +96,7 @@ class SamplingSerializer(BodySerializer):
     min_p = Number(0, 1)
     presence_penalty = Number(-2, 2)
     frequency_penalty = Number(-2, 2)
-    repetition_penalty = Number(above=0, maximum=100)
+    repetition_penalty = Number(0.001, 100)  # a quotient of logits has to stay finite
     logit_bias = LogitBias(default=dict)
     seed = Integer(-(2**63), 2**63 - 1)
     stop = ListOf(String(max_length=256), single=True, max_length=16, default=list)

@@ -45,7 +45,7 @@ SHARED = {
     "min_p": [("0", TYPE), (-0.1, BELOW), (1.1, ABOVE)],
     "presence_penalty": [("0", TYPE), (-2.1, BELOW), (2.1, ABOVE)],
     "frequency_penalty": [("0", TYPE), (-2.1, BELOW), (2.1, ABOVE)],
-    "repetition_penalty": [("1", TYPE), (0, BELOW), (-1, BELOW), (101, ABOVE)],
+    "repetition_penalty": [("1", TYPE), (0, BELOW), (5e-324, BELOW), (101, ABOVE)],
     "length_penalty": [(2, UNSUPPORTED), (0.5, UNSUPPORTED)],
     "use_beam_search": [(True, UNSUPPORTED)],
     "n": [(0, LOW), (-1, LOW), (129, HIGH), ("2", TYPE), (1.5, TYPE), (True, TYPE)],
